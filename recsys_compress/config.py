@@ -1,0 +1,417 @@
+"""The job: everything a training run depends on, as frozen dataclasses and as one TOML file.
+
+An unknown key, a wrong type or a value out of range is a `UserError` that names the key and the
+nearest valid one. `Job` is the whole; `load_job` reads it, `dump_job` writes the resolved form.
+"""
+
+import dataclasses
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from recsys_compress.errors import UserError, nearest
+
+T = TypeVar("T")
+
+# JSON's strict mode takes a list for a tuple and an integer for a float, and nothing else.
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+ModelName = Literal["dcnv2", "dlrm", "deepfm", "autoint"]
+TableOptimizerName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The prepared dataset and how it is read.
+
+    Attributes:
+        path: folder written by `recsys-compress prepare`.
+        buffer_rows: rows held in memory for shuffling.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    path: str
+    buffer_rows: Count = 500_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DCNv2Config:
+    """DCN-V2 (Wang et al., WWW 2021).
+
+    Attributes:
+        cross_layers: number of full-rank cross layers.
+        hidden: widths of the deep part's layers; may be empty.
+        structure: whether the deep part reads the cross part's output or stands beside it.
+        batch_norm: whether the deep part's layers are batch-normalised.
+        dropout: dropout rate of the deep part.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    cross_layers: Count = 3
+    hidden: tuple[Count, ...] = (256, 128)
+    structure: Literal["parallel", "stacked"] = "parallel"
+    batch_norm: bool = False
+    dropout: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLRMConfig:
+    """DLRM (Naumov et al., 2019).
+
+    Attributes:
+        bottom: widths of the hidden layers over the dense features; the last layer's width is the
+            embedding dim and is added.
+        top: widths of the hidden layers over the interactions.
+        batch_norm: whether hidden layers are batch-normalised.
+        dropout: dropout rate of the hidden layers.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    bottom: tuple[Count, ...] = (128,)
+    top: tuple[Count, ...] = (256, 128)
+    batch_norm: bool = False
+    dropout: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFMConfig:
+    """DeepFM (Guo et al., IJCAI 2017).
+
+    Attributes:
+        hidden: widths of the deep part's layers.
+        batch_norm: whether the deep part's layers are batch-normalised.
+        dropout: dropout rate of the deep part.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    hidden: tuple[Count, ...] = (256, 128)
+    batch_norm: bool = False
+    dropout: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoIntConfig:
+    """AutoInt (Song et al., CIKM 2019).
+
+    Attributes:
+        attention_layers: number of interacting layers.
+        attention_dim: width of each head's output times the number of heads.
+        num_heads: attention heads.
+        residual: whether each interacting layer adds a projection of its input.
+        hidden: widths of the optional deep part beside it (AutoInt+); empty for none.
+        batch_norm: whether the deep part's layers are batch-normalised.
+        dropout: dropout rate of the attention weights and the deep part.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    attention_layers: Count = 3
+    attention_dim: Count = 64
+    num_heads: Count = 2
+    residual: bool = True
+    hidden: tuple[Count, ...] = ()
+    batch_norm: bool = False
+    dropout: Fraction = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and the settings of each (so that `model.name` can be switched alone)."""
+
+    __pydantic_config__ = _STRICT
+
+    name: ModelName = "dcnv2"
+    dcnv2: DCNv2Config = field(default_factory=DCNv2Config)
+    dlrm: DLRMConfig = field(default_factory=DLRMConfig)
+    deepfm: DeepFMConfig = field(default_factory=DeepFMConfig)
+    autoint: AutoIntConfig = field(default_factory=AutoIntConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """Which tables get which method; the first rule that matches a table wins.
+
+    Attributes:
+        table: the table's name, or a regular expression that matches the whole of it.
+        method: name of the method.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    table: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """The embedding tables.
+
+    Attributes:
+        method: method of every table that no rule names and that has `min_rows` or more.
+        dim: width D of every logical table.
+        budget: bytes of all embedding parameters ("158kB", "2MiB") or a share of the full tables'
+            bytes ("0.1x"); None leaves the method's own knobs as they are.
+        min_rows: tables with fewer rows are left full.
+        rules: exceptions by table.
+        optimizer: of the tables. "rowwise_adagrad", "adagrad" and "sgd" run inside the backward
+            pass and touch looked-up rows only; "adam" is dense, for replicated tables of at most
+            `dense_rows` rows.
+        learning_rate: of the tables.
+        weight_decay: of tables trained by "adam" (decoupled); no other optimizer has it.
+        dense_rows: largest physical table, in rows, that "adam" may train.
+        init_range: tables start uniform in [-init_range, init_range].
+        l2: strength of a penalty on looked-up vectors: l2/2 times the squared norm of an example's
+            vectors, averaged over the batch, is added to the loss.
+        seed: of the hash functions.
+        methods: per method, its own knobs; besides them any of `OVERRIDES` may stand there and
+            holds for that method instead of the value here.
+    """
+
+    OVERRIDES: ClassVar = (
+        "dim",
+        "optimizer",
+        "learning_rate",
+        "weight_decay",
+        "dense_rows",
+        "init_range",
+        "l2",
+        "seed",
+    )
+
+    __pydantic_config__ = _STRICT
+
+    method: str = "full"
+    dim: Count = 16
+    budget: str | None = None
+    min_rows: Annotated[int, Field(ge=0)] = 100
+    rules: tuple[RuleConfig, ...] = ()
+    optimizer: TableOptimizerName = "rowwise_adagrad"
+    learning_rate: Rate = 0.02
+    weight_decay: NonNegative = 0.0
+    dense_rows: Count = 100_000
+    init_range: Rate = 0.05
+    l2: NonNegative = 0.0
+    seed: int = 0
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def resolved(self, method: str | None = None) -> "EmbeddingConfig":
+        """Returns the settings that hold for a method (by default the job's own).
+
+        Raises:
+            UserError: an override has a wrong type or value.
+        """
+        method = method or self.method
+        own = self.methods.get(method, {})
+        settings = dataclasses.asdict(self) | {k: own[k] for k in self.OVERRIDES if k in own}
+        return parse(EmbeddingConfig, settings, where=f"embedding.methods.{method}")
+
+    def knobs(self, method: str) -> dict[str, Any]:
+        """Returns what stands in a method's section besides overrides: its own knobs."""
+        own = self.methods.get(method, {})
+        return {key: value for key, value in own.items() if key not in self.OVERRIDES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training run.
+
+    Attributes:
+        epochs: most passes over the training split.
+        batch_size: examples per step, over all ranks.
+        eval_batch_size: examples per step of evaluation.
+        learning_rate: of the dense part.
+        optimizer: of the dense part.
+        weight_decay: of the dense part (decoupled).
+        schedule: how learning rates fall from their start towards 0 over the epochs.
+        evals_per_epoch: evaluations on the validation split in each epoch.
+        patience: evaluations without a better monitor after which training stops.
+        monitor: the validation figure that picks the checkpoint.
+        checkpoint_steps: steps between checkpoints for resuming; 0 for none but at evaluations.
+        seed: of initial values and row order.
+        threads: CPU threads; 0 for all.
+        device: "cpu" or "cuda".
+        output: folder in which the run's own folder is made.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    epochs: Count = 10
+    batch_size: Count = 4096
+    eval_batch_size: Count = 16384
+    learning_rate: Rate = 1e-3
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    evals_per_epoch: Count = 1
+    patience: Count = 2
+    monitor: Literal["auc", "logloss"] = "auc"
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 0
+    seed: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    output: str = "runs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the run is recorded.
+
+    Attributes:
+        uri: MLflow tracking URI; the environment's MLFLOW_TRACKING_URI, where set, wins over the
+            default but not over a value in the job.
+        experiment: MLflow experiment.
+        run_name: MLflow run name; None makes one like "dcnv2-unified-10x-s0".
+    """
+
+    __pydantic_config__ = _STRICT
+
+    uri: str | None = None
+    experiment: str = "recsys-compress"
+    run_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training job."""
+
+    __pydantic_config__ = _STRICT
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
+    """Reads a job from a TOML file, with `key=value` overrides (`train.seed=1`).
+
+    Raises:
+        UserError: the file cannot be read or parsed, or a key or value is not valid.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a job file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not valid TOML: {error}") from error
+    for override in overrides:
+        _set(raw, override)
+    return parse(Job, raw, where=str(path))
+
+
+def dump_job(job: Job) -> str:
+    """Returns the resolved job as TOML: every key, except those that are None."""
+    return tomli_w.dumps(_without_none(dataclasses.asdict(job)))
+
+
+def parse(kind: type[T], raw: Mapping[str, Any], *, where: str) -> T:
+    """Builds a settings dataclass from parsed TOML.
+
+    Args:
+        kind: the dataclass; fields it does not have and values of other types are refused.
+        raw: the parsed TOML.
+        where: file or key that messages begin with.
+
+    Raises:
+        UserError: the first thing that is wrong, with the mend.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(kind, error)}") from None
+
+
+def parse_bytes(text: str) -> int:
+    """Returns the bytes that "158kB", "2MiB", "1.5 GB" or "4096" stand for.
+
+    Raises:
+        UserError: `text` is no positive size.
+    """
+    units = {"": 1, "b": 1} | {
+        f"{prefix}{infix}b": base ** (power + 1)
+        for power, prefix in enumerate("kmgt")
+        for infix, base in (("", 1000), ("i", 1024))
+    }
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in units or float(match[1]) == 0:
+        raise UserError(f"size {text!r} is not understood; write it like 158kB, 2MiB or 4096")
+    return int(float(match[1]) * units[match[2].lower()])
+
+
+def budget_bytes(budget: str, full_bytes: int) -> int:
+    """Returns a budget in bytes; "0.1x" is that share of `full_bytes`.
+
+    Raises:
+        UserError: the budget is neither a size nor a positive share.
+    """
+    share = re.fullmatch(r"\s*(\d*\.?\d+(?:e-?\d+)?)x\s*", budget)
+    if share is None:
+        return parse_bytes(budget)
+    if float(share[1]) <= 0:
+        raise UserError(f"budget {budget!r} is not positive; write a share like 0.1x")
+    return int(float(share[1]) * full_bytes)
+
+
+def _set(raw: dict[str, Any], override: str) -> None:
+    """Applies one `key=value`; the value is TOML, or else a plain string."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {override!r}: write it as key=value, like train.seed=1")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        raw = raw.setdefault(parent, {})
+        if not isinstance(raw, dict):
+            raise UserError(f"--set {override!r}: {parent!r} is a value, not a section")
+    raw[last] = value
+
+
+def _explain(kind: type, error: ValidationError) -> str:
+    """Returns one line for the first fault pydantic found."""
+    fault = error.errors(include_url=False)[0]
+    path = [str(part) for part in fault["loc"]]
+    key = ".".join(path)
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {key!r}; {nearest(path[-1], _keys(kind, path[:-1]))}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"key {key!r} is missing; add it"
+    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _keys(kind: type, path: list[str]) -> list[str]:
+    """Returns the field names of the dataclass at `path` inside `kind`."""
+    for part in path:
+        hint = typing.get_type_hints(kind).get(part)
+        if hint is None and part.isdigit():
+            continue
+        inner = [a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)]
+        kind = inner[0] if inner else hint  # type: ignore[assignment]
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(v) for v in value]
+    return value

@@ -1,0 +1,98 @@
+"""Files that are whole or absent: written under a temporary name, flushed to disk, renamed."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from recsys_compress.errors import UserError
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it becomes `path`, on failure it goes.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = Path(path)
+    handle, name = _temporary(path, lambda: tempfile.mkstemp(dir=path.parent, prefix=_prefix(path)))
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; on success it becomes `path`, on failure it goes.
+
+    `path` may exist only as an empty folder: nothing of the user's is ever overwritten.
+
+    Raises:
+        UserError: `path` exists and is not an empty folder, or its parent cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not an empty folder; name a new one")
+    temporary = Path(_temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path))))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        for found in sorted(temporary.rglob("*"), reverse=True):
+            _sync(found)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}."
+
+
+def _temporary(path: Path, make: Callable[[], T]) -> T:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return make()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name a folder that can") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
