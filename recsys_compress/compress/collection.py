@@ -1,0 +1,317 @@
+"""Compressed tables that look like torchrec's `EmbeddingBagCollection`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from recsys_compress.compress.hashing import per_value
+from recsys_compress.compress.lowering import Lowering, TableOptions
+from recsys_compress.compress.merge import MergedTable, Slot, merge
+from recsys_compress.compress.method import method_name
+from recsys_compress.compress.policy import Policy, full_bytes
+from recsys_compress.compress.size import LogicalSize, SizeReport
+from recsys_compress.errors import UserError
+
+
+class CompressedEmbeddingBagCollection(nn.Module):
+    """Embedding tables stored as a policy says; from outside, an `EmbeddingBagCollection`.
+
+    It contains stock torchrec collections, which torchrec shards: `fused` holds the tables whose
+    optimizer runs inside the backward pass, `dense` the small ones that are replicated and trained
+    by a dense optimizer.
+
+    Args:
+        tables: the logical tables, as for `EmbeddingBagCollection`.
+        policy: which table is stored how; fit it to a budget first if there is one.
+        is_weighted: whether bags come with a weight for each id.
+        device: of the tables in `dense`.
+        fused_device: of the tables in `fused`; "meta" where sharding will make them.
+
+    Raises:
+        UserError: the policy does not suit the tables.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: Sequence[EmbeddingBagConfig],
+        policy: Policy,
+        is_weighted: bool = False,
+        device: torch.device | None = None,
+        fused_device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        _check_names(tables)
+        device = device or torch.device("cpu")
+        assignments = policy.assign(tables)
+        lowerings = [a.rule.method.lower(a.tables) for a in assignments]
+        self._tables, slots = merge(lowerings, [a.rule.options for a in assignments])
+        fused = [t for t in self._tables if t.options.fused]
+        self._dense_tables = [t for t in self._tables if not t.options.fused]
+        self._num_fused_lookups = sum(len(t.lookups) for t in fused)
+        self.ids = PhysicalIds(lowerings, slots, self._tables)
+        self.fused = None
+        if fused:
+            self.fused = EmbeddingBagCollection(
+                tables=[t.config(t.lookups) for t in fused],
+                is_weighted=is_weighted,
+                device=fused_device or device,
+            )
+        # One feature a table: its look-ups come stacked along the batch, as K x B bags.
+        self.dense = nn.ModuleDict(
+            {
+                t.name: EmbeddingBagCollection(
+                    tables=[t.config([t.name])], is_weighted=is_weighted, device=device
+                )
+                for t in self._dense_tables
+            }
+        )
+        self.output = Output(tables, slots)
+        self._configs = self.output.configs
+        self._is_weighted = is_weighted
+        physical = {}
+        for slot in slots:
+            physical.setdefault(slot.feature, {})[slot.table.parameter] = None
+        self._logical = tuple(
+            LogicalSize(
+                table=table.name,
+                method=method_name(assignment.rule.method),
+                num_embeddings=table.num_embeddings,
+                embedding_dim=table.embedding_dim,
+                full_bytes=full_bytes([table]),
+                physical=tuple(physical[table.feature_names[0]]),
+            )
+            for assignment in assignments
+            for table in assignment.tables
+        )
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Looks up and pools.
+
+        Args:
+            features: has a key for each feature of the logical tables, in any order, and may have
+                more; integer ids.
+
+        Returns:
+            (B, sum of widths), one key a feature, in the order of the logical tables.
+
+        Raises:
+            ValueError: a feature is missing, or an id lies outside its table.
+        """
+        lookups = self.ids(features)
+        num_dense = len(lookups.keys()) - self._num_fused_lookups
+        fused, *dense = lookups.split(
+            [self._num_fused_lookups, *(len(t.lookups) for t in self._dense_tables)]
+        ) if num_dense else (lookups,)
+        pooled = []
+        if self.fused is not None:
+            result = self.fused(fused)
+            pooled.append((result.keys(), result.values()))
+        for table, part in zip(self._dense_tables, dense, strict=True):
+            pooled.append((list(table.lookups), self._look_up_dense(table, part)))
+        return self.output(pooled, features)
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """Returns the logical tables, with the width of the vectors that they give."""
+        return self._configs
+
+    def is_weighted(self) -> bool:
+        """Whether bags come with a weight for each id."""
+        return self._is_weighted
+
+    def table_options(self) -> dict[str, TableOptions]:
+        """Returns how each table parameter is trained, by its name within the collection."""
+        return {table.parameter: table.options for table in self._tables}
+
+    def size_report(self) -> SizeReport:
+        """Returns the bytes of the tables."""
+        return SizeReport(
+            logical=self._logical,
+            physical=tuple(table.size() for table in self._tables),
+            auxiliary={name: b.numel() * b.element_size() for name, b in self.named_buffers()},
+        )
+
+    def _look_up_dense(self, table: MergedTable, lookups: KeyedJaggedTensor) -> Tensor:
+        """Returns (B, K x D) for the K look-ups of one dense table."""
+        count = len(table.lookups)
+        stacked = KeyedJaggedTensor(
+            keys=[table.name],
+            values=lookups.values(),
+            weights=lookups.weights_or_none(),
+            lengths=lookups.lengths(),
+            stride=count * lookups.stride(),
+        )
+        vectors = self.dense[table.name](stacked).values()
+        return (
+            vectors.view(count, lookups.stride(), table.stored_dim)
+            .transpose(0, 1)
+            .reshape(lookups.stride(), count * table.stored_dim)
+        )
+
+
+class PhysicalIds(nn.Module):
+    """Ids of logical features to rows of merged tables; parameter-free.
+
+    Args:
+        lowerings: of disjoint sets of features.
+        slots: where each look-up lands, in the order in which the lowerings emit them.
+        tables: the merged tables in the order wanted.
+    """
+
+    def __init__(
+        self, lowerings: Sequence[Lowering], slots: Sequence[Slot], tables: Sequence[MergedTable]
+    ) -> None:
+        super().__init__()
+        self.transforms = nn.ModuleList(lowering.ids for lowering in lowerings)
+        self._features = [
+            list(dict.fromkeys(lookup.feature for lookup in lowering.lookups))
+            for lowering in lowerings
+        ]
+        self._slots = list(slots)
+        emitted = [slot.lookup for slot in slots]
+        wanted = [name for table in tables for name in table.lookups]
+        self._order = None if emitted == wanted else [emitted.index(name) for name in wanted]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Returns the K look-ups' bags, tables outermost.
+
+        Raises:
+            ValueError: a feature is missing, lengths and ids disagree, or an id lies outside its
+                table. The kernel itself would read and train row 0 instead.
+        """
+        if sum(features.length_per_key()) != features.values().numel():
+            raise ValueError(
+                f"lengths add up to {sum(features.length_per_key())}, but there are "
+                f"{features.values().numel()} ids; make them agree"
+            )
+        parts = [
+            transform(_select(features, names))
+            for transform, names in zip(self.transforms, self._features, strict=True)
+        ]
+        length_per_key = [length for part in parts for length in part.length_per_key()]
+        values = torch.cat([part.values() for part in parts])
+        rows = per_value([slot.rows for slot in self._slots], length_per_key, values.device)
+        inside = (values >= 0).logical_and_(values < rows)
+        if values.device.type == "cpu":
+            if not inside.all():
+                raise self._outside(values, inside, length_per_key)
+        else:
+            torch._assert_async(inside.all(), "an id lies outside its embedding table")
+        offsets = per_value([slot.offset for slot in self._slots], length_per_key, values.device)
+        lookups = KeyedJaggedTensor(
+            keys=[slot.lookup for slot in self._slots],
+            values=values + offsets,
+            weights=None
+            if parts[0].weights_or_none() is None
+            else torch.cat([part.weights() for part in parts]),
+            lengths=torch.cat([part.lengths() for part in parts]),
+            stride=features.stride(),
+            length_per_key=length_per_key,
+        )
+        return lookups if self._order is None else lookups.permute(self._order)
+
+    def _outside(self, values: Tensor, inside: Tensor, length_per_key: list[int]) -> ValueError:
+        position = int(inside.logical_not().nonzero()[0])
+        ends = torch.tensor(length_per_key).cumsum(0)
+        slot = self._slots[int(torch.searchsorted(ends, position, right=True))]
+        return ValueError(
+            f"feature {slot.feature!r}: id {int(values[position])} lies outside [0, {slot.rows}); "
+            "prepare the data again, or give the table more rows"
+        )
+
+
+class Output(nn.Module):
+    """Vectors of look-ups to vectors of features, in the order of the logical tables.
+
+    Args:
+        tables: the logical tables.
+        slots: where each look-up lands.
+    """
+
+    def __init__(self, tables: Sequence[EmbeddingBagConfig], slots: Sequence[Slot]) -> None:
+        super().__init__()
+        self._dims = {s.lookup: (s.table.used_dim, s.table.stored_dim) for s in slots}
+        self._mean = [
+            feature
+            for table in tables
+            if table.pooling == PoolingType.MEAN
+            for feature in table.feature_names
+        ]
+        features = [feature for table in tables for feature in table.feature_names]
+        self._lookups = {f: [s.lookup for s in slots if s.feature == f] for f in features}
+        self._order = [lookup for f in features for lookup in self._lookups[f]]
+        self._widths = [sum(self._dims[name][0] for name in self._lookups[f]) for f in features]
+        self._in_place = all(used == stored for used, stored in self._dims.values())
+        widths = dict(zip(features, self._widths, strict=True))
+        self.configs = [
+            dataclasses.replace(t, embedding_dim=widths[t.feature_names[0]]) for t in tables
+        ]
+
+    def forward(
+        self, pooled: Sequence[tuple[list[str], Tensor]], features: KeyedJaggedTensor
+    ) -> KeyedTensor:
+        """Concatenates.
+
+        Args:
+            pooled: for each collection its look-ups' names and their (B, K x D) vectors.
+            features: the logical features, for the lengths of bags that are averaged.
+        """
+        # Sharding reorders keys, so the order is looked at, never assumed.
+        if len(pooled) == 1 and self._in_place and pooled[0][0] == self._order:
+            values = pooled[0][1]
+        else:
+            pieces = [self._pieces(keys, part) for keys, part in pooled]
+            by_name = {name: piece for part in pieces for name, piece in part.items()}
+            values = torch.cat([by_name[name] for name in self._order], dim=1)
+        output = KeyedTensor(
+            keys=list(self._lookups), length_per_key=self._widths, values=values
+        )
+        return self._average(output, features) if self._mean else output
+
+    def _pieces(self, keys: list[str], values: Tensor) -> dict[str, Tensor]:
+        """Returns the vectors of each look-up, without padding."""
+        sizes = [size for key in keys for size in self._used_and_padding(key)]
+        return dict(zip(keys, values.split(sizes, dim=1)[::2], strict=True))
+
+    def _used_and_padding(self, lookup: str) -> tuple[int, int]:
+        used, stored = self._dims[lookup]
+        return used, stored - used
+
+    def _average(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Divides the sums of features with mean pooling by the lengths of their bags."""
+        keys = features.keys()
+        positions = [keys.index(feature) for feature in self._mean]
+        lengths = features.lengths().view(len(keys), -1)[positions].clamp(min=1)
+        scale = torch.ones(len(self._lookups), lengths.shape[1], device=lengths.device)
+        order = pooled.keys()
+        scale[[order.index(feature) for feature in self._mean]] = 1.0 / lengths
+        widths = torch.tensor(self._widths, device=lengths.device)
+        columns = scale.repeat_interleave(widths, dim=0, output_size=sum(self._widths)).t()
+        return KeyedTensor(
+            keys=order, length_per_key=self._widths, values=pooled.values() * columns
+        )
+
+
+def _select(features: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:
+    """Returns the named features in their order, without a copy where that is how they stand."""
+    keys = features.keys()
+    if keys == names:
+        return features
+    missing = set(names) - set(keys)
+    if missing:
+        raise ValueError(f"features {sorted(missing)} are missing; the batch has {keys}")
+    return features.permute([keys.index(name) for name in names])
+
+
+def _check_names(tables: Sequence[EmbeddingBagConfig]) -> None:
+    names = [table.name for table in tables]
+    features = [feature for table in tables for feature in table.feature_names]
+    for kind, values in (("table", names), ("feature", features)):
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise UserError(f"{kind} {twice[0]!r} is given twice; give each its own name")

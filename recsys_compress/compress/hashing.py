@@ -1,0 +1,66 @@
+"""Vectorised 64-bit hashing of ids, and constants laid out along the values of a batch."""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # of splitmix64, as signed 64-bit
+
+
+def salt(feature: str, probe: int, seed: int) -> int:
+    """Returns the signed 64-bit salt of one feature's probe; the same on every machine."""
+    text = f"{seed}/{probe}/{feature}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+def mix(ids: Tensor) -> Tensor:
+    """Scrambles int64 values in place by the finaliser of splitmix64, a bijection of 64 bits.
+
+    Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+    """
+    for shift, multiplier in ((30, _MULTIPLIERS[0]), (27, _MULTIPLIERS[1])):
+        ids.bitwise_xor_(_shift_right(ids, shift)).mul_(multiplier)
+    return ids.bitwise_xor_(_shift_right(ids, 31))
+
+
+def to_range(hashes: Tensor, size: Tensor | int) -> Tensor:
+    """Maps 64-bit hashes to [0, size) by multiplication, which costs less than a remainder.
+
+    Args:
+        hashes: int64, used up in place.
+        size: at most 2**31, so that the product of it and the hash's upper 32 bits fits.
+
+    Source: Lemire, "Fast Random Integer Generation in an Interval", 2019.
+    """
+    hashes.bitwise_right_shift_(32).bitwise_and_(0xFFFFFFFF)
+    return hashes.mul_(size).bitwise_right_shift_(32)
+
+
+def per_value(constants: Sequence[int], length_per_key: list[int], device: torch.device) -> Tensor:
+    """Returns each key's constant, repeated for each of its values.
+
+    Args:
+        constants: (K,) integers.
+        length_per_key: (K,) number of values of each key.
+        device: of the result.
+
+    Returns:
+        (sum of `length_per_key`,) int64.
+    """
+    table = _constants(tuple(constants), device)
+    lengths = _constants(tuple(length_per_key), device)
+    return torch.repeat_interleave(table, lengths, output_size=sum(length_per_key))
+
+
+@functools.lru_cache(maxsize=256)
+def _constants(values: tuple[int, ...], device: torch.device) -> Tensor:
+    # Not buffers: sharding zero-fills buffers that were made on the meta device.
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    """Returns a logical (zero-filling) right shift."""
+    return values.bitwise_right_shift(bits).bitwise_and_((1 << (64 - bits)) - 1)

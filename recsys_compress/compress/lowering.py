@@ -1,0 +1,120 @@
+"""What a compression method says about tables: how ids become rows, and rows become vectors.
+
+Shapes in this package: B batch, F features, K look-ups, T tables, L ids in a bag, D dim.
+"""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from torch import nn
+
+from recsys_compress.config import TableOptimizerName
+from recsys_compress.errors import UserError, nearest
+
+FP32_BYTES = 4
+FUSED_DIM_MULTIPLE = 4  # FBGEMM's rule for tables that are updated inside the backward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How physical tables start and are trained.
+
+    Attributes:
+        optimizer: "rowwise_adagrad", "adagrad" and "sgd" are fused into the backward pass and touch
+            looked-up rows only; "adam" is dense: every row, every step.
+        learning_rate: step size.
+        weight_decay: decoupled, per step times the learning rate; "adam" only.
+        init_range: values start uniform in [-init_range, init_range].
+        dense_rows: the largest table, in rows, that "adam" may train.
+    """
+
+    optimizer: TableOptimizerName = "rowwise_adagrad"
+    learning_rate: float = 0.02
+    weight_decay: float = 0.0
+    init_range: float = 0.05
+    dense_rows: int = 100_000
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in get_args(TableOptimizerName):
+            hint = nearest(self.optimizer, get_args(TableOptimizerName))
+            raise UserError(f"embedding.optimizer = {self.optimizer!r}: unknown; {hint}")
+        if self.weight_decay and self.fused:
+            raise UserError(
+                f"embedding.weight_decay = {self.weight_decay}: the fused {self.optimizer} kernel "
+                "has no weight decay on CPU; set it to 0, or use optimizer 'adam' on small tables"
+            )
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimizer runs inside the backward pass."""
+        return self.optimizer != "adam"
+
+    def stored_dim(self, embedding_dim: int) -> int:
+        """Returns the width in memory of rows of `embedding_dim`, padding included."""
+        multiple = FUSED_DIM_MULTIPLE if self.fused else 1
+        return -(-embedding_dim // multiple) * multiple
+
+    def row_bytes(self, embedding_dim: int) -> int:
+        """Returns the bytes in memory of one row of `embedding_dim`, padding included."""
+        return self.stored_dim(embedding_dim) * FP32_BYTES
+
+    def state_bytes(self, rows: int, stored_dim: int) -> int:
+        """Returns the bytes of optimizer state for a table of `rows` x `stored_dim`."""
+        values = {
+            "rowwise_adagrad": rows,
+            "adagrad": rows * stored_dim,
+            "sgd": 0,
+            "adam": 2 * rows * stored_dim + 1,  # two moments, and one step count
+        }
+        return values[self.optimizer] * FP32_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalTable:
+    """A table that exists in memory.
+
+    Attributes:
+        name: unique within a lowering.
+        num_embeddings: rows.
+        embedding_dim: width that the lowering reads; padding is the collection's business.
+        members: logical tables whose ids are looked up here.
+    """
+
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """One read of a physical table for one feature.
+
+    Attributes:
+        name: unique key of the look-up, like "user_id" or "user_id#1".
+        feature: the logical feature it serves.
+        table: the physical table it reads.
+    """
+
+    name: str
+    feature: str
+    table: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowering:
+    """Logical tables, lowered.
+
+    The vector of a feature is the concatenation of its look-ups' vectors, in their order. All
+    look-ups are pooled over a bag's ids, which is right because concatenation commutes with sums.
+
+    Attributes:
+        tables: the physical tables.
+        lookups: in the order in which `ids` emits them.
+        ids: a parameter-free module, KeyedJaggedTensor of the F logical features -> one of the K
+            look-ups, whose values are rows of the physical tables.
+    """
+
+    tables: tuple[PhysicalTable, ...]
+    lookups: tuple[Lookup, ...]
+    ids: nn.Module

@@ -1,0 +1,104 @@
+"""The hashing trick: each table keeps fewer rows, and ids share them by remainder.
+
+Source: Weinberger et al., "Feature Hashing for Large Scale Multitask Learning", ICML 2009.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress.hashing import per_value
+from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
+from recsys_compress.compress.method import Method, knob, out_of_reach, register
+from recsys_compress.errors import UserError
+
+
+@register("hash")
+@dataclass(frozen=True, kw_only=True)
+class Hash(Method):
+    """Per-table modulo hashing: row = id mod ceil(share * n); the usual baseline."""
+
+    share: float | None = knob(None, "rows kept of each table, as a share of its ids; or a budget")  # type: ignore[assignment]
+
+    def rows(self, table: EmbeddingBagConfig) -> int:
+        """Returns the rows kept of `table`.
+
+        Raises:
+            UserError: no share was given and no budget fitted, or it is not in (0, 1].
+        """
+        if self.share is None:
+            raise UserError("method 'hash' needs embedding.budget or embedding.methods.hash.share")
+        if not 0 < self.share <= 1:
+            raise UserError(f"embedding.methods.hash.share = {self.share}: must lie in (0, 1]")
+        return math.ceil(table.num_embeddings * self.share)
+
+    def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
+        """Returns one smaller table for each table."""
+        lookups = tuple(
+            Lookup(name=feature, feature=feature, table=table.name)
+            for table in tables
+            for feature in table.feature_names
+        )
+        rows = {table.name: self.rows(table) for table in tables}
+        return Lowering(
+            tables=tuple(
+                PhysicalTable(
+                    name=table.name,
+                    num_embeddings=rows[table.name],
+                    embedding_dim=table.embedding_dim,
+                    members=(table.name,),
+                )
+                for table in tables
+            ),
+            lookups=lookups,
+            ids=Remainder([rows[lookup.table] for lookup in lookups]),
+        )
+
+    def fit(
+        self, tables: Sequence[EmbeddingBagConfig], budget_bytes: int, options: TableOptions
+    ) -> "Hash":
+        """Finds by bisection the greatest share that fits; one share for all tables."""
+
+        def need(share: float) -> int:
+            return sum(
+                replace(self, share=share).rows(t) * options.row_bytes(t.embedding_dim)
+                for t in tables
+            )
+
+        low, high = 1e-18, 1.0
+        if need(low) > budget_bytes:
+            raise out_of_reach("hash", budget_bytes, need(low), need(high))
+        if need(high) <= budget_bytes:
+            return replace(self, share=high)
+        for _ in range(100):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if need(middle) <= budget_bytes else (low, middle)
+        return replace(self, share=low)
+
+
+class Remainder(nn.Module):
+    """Maps each id to its remainder by the rows of its table.
+
+    Args:
+        rows: (F,) rows of each feature's table.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.rows = tuple(rows)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Returns the same bags with values in [0, rows)."""
+        rows = per_value(self.rows, features.length_per_key(), features.device())
+        return KeyedJaggedTensor(
+            keys=features.keys(),
+            values=features.values().remainder(rows),
+            weights=features.weights_or_none(),
+            lengths=features.lengths(),
+            stride=features.stride(),
+            length_per_key=features.length_per_key(),
+        )

@@ -1,0 +1,206 @@
+"""Unified Embedding: all features look up rows of one shared table.
+
+Source: Coleman et al., "Unified Embedding: Battle-Tested Feature Representations for Web-Scale ML
+Systems", NeurIPS 2023.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress.hashing import mix, per_value, salt, to_range
+from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
+from recsys_compress.compress.method import Method, knob, out_of_reach, register
+from recsys_compress.errors import UserError, nearest
+
+MAX_ROWS = 2**31 - 1
+
+
+@register("unified")
+@dataclass(frozen=True, kw_only=True)
+class Unified(Method):
+    """Unified Embedding (feature multiplexing): one shared table, several salted hashes a feature.
+
+    The vector of value v of feature t is the concatenation over its probes k = 1..c_t of the rows
+    E[h_{t,k}(v)] of one table E in R^{M x d} (the paper's definition of feature multiplexing), with
+    a hash function of its own for every (t, k). A feature with the greatest number of probes has
+    the logical table's whole width D, so d = D / max c; one with fewer probes is narrower.
+    """
+
+    num_embeddings: int | None = knob(None, "rows M, over all shared tables; or a budget")  # type: ignore[assignment]
+    num_probes: int | dict[str, int] = knob(2, "look-ups per feature; or by name, the rest like the greatest")  # type: ignore[assignment]
+    lookups: int | None = knob(None, "most look-ups per example; the largest tables get more")  # type: ignore[assignment]
+    num_tables: int = knob(1, "shared tables; a feature's probes are dealt to them in turn")  # type: ignore[assignment]
+    seed: int = knob(0, "of the hash functions")  # type: ignore[assignment]
+
+    def probes(self, tables: Sequence[EmbeddingBagConfig]) -> dict[str, int]:
+        """Returns the number of probes c_t of each table.
+
+        With `lookups` set, every table begins with one probe, and the rest of the look-ups go one
+        by one to the table with the most ids (in bits) for each probe it has, up to `num_probes`:
+        a batch's time grows with its look-ups, and large tables gain most from further ones.
+
+        Raises:
+            UserError: a name is unknown, or a number is below 1.
+        """
+        names = [table.name for table in tables]
+        most = self._most_probes(names)
+        if self.lookups is None:
+            return most
+        if self.lookups < len(names):
+            raise UserError(
+                f"embedding.methods.unified.lookups = {self.lookups}: {len(names)} tables need "
+                "one each; raise it"
+            )
+        bits = {table.name: math.log2(table.num_embeddings + 1) for table in tables}
+        chosen = dict.fromkeys(names, 1)
+        queue = [(-bits[name], name) for name in names if most[name] > 1]
+        heapq.heapify(queue)
+        for _ in range(self.lookups - len(names)):
+            if not queue:
+                break
+            _, name = heapq.heappop(queue)
+            chosen[name] += 1
+            if chosen[name] < most[name]:
+                heapq.heappush(queue, (-bits[name] / chosen[name], name))
+        return chosen
+
+    def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
+        """Returns the shared tables and the salted hashes into them."""
+        if self.num_embeddings is None:
+            raise UserError(
+                "method 'unified' needs embedding.budget or "
+                "embedding.methods.unified.num_embeddings"
+            )
+        rows = self._rows_per_table(self.num_embeddings)
+        probes = self.probes(tables)
+        lookups, salts = [], []
+        for position, table in enumerate(tables):
+            for feature in table.feature_names:
+                for probe in range(probes[table.name]):
+                    shared = (position + probe) % self.num_tables
+                    lookups.append(
+                        Lookup(
+                            name=f"{feature}#{probe}", feature=feature, table=f"unified_{shared}"
+                        )
+                    )
+                    # Salted by the table's name: features that share a table share its rows.
+                    salts.append(salt(table.name, probe, self.seed))
+        members = tuple(table.name for table in tables)
+        used = {lookup.table for lookup in lookups}
+        return Lowering(
+            tables=tuple(
+                PhysicalTable(
+                    name=f"unified_{i}",
+                    num_embeddings=rows,
+                    embedding_dim=self._row_dim(tables),
+                    members=members,
+                )
+                for i in range(self.num_tables)
+                if f"unified_{i}" in used
+            ),
+            lookups=tuple(lookups),
+            ids=SaltedHash(
+                probes=[probes[t.name] for t in tables for _ in t.feature_names],
+                salts=salts,
+                rows=rows,
+                names=[lookup.name for lookup in lookups],
+            ),
+        )
+
+    def fit(
+        self, tables: Sequence[EmbeddingBagConfig], budget_bytes: int, options: TableOptions
+    ) -> "Unified":
+        """Returns as many rows as the budget holds."""
+        row_bytes = options.row_bytes(self._row_dim(tables))
+        rows = min(budget_bytes // row_bytes, MAX_ROWS * self.num_tables)
+        rows -= rows % self.num_tables
+        if rows < self.num_tables:
+            least, most = self.num_tables * row_bytes, MAX_ROWS * self.num_tables * row_bytes
+            raise out_of_reach("unified", budget_bytes, least, most)
+        return replace(self, num_embeddings=rows)
+
+    def _most_probes(self, names: Sequence[str]) -> dict[str, int]:
+        given = self.num_probes
+        if isinstance(given, int):
+            most = dict.fromkeys(names, given)
+        else:
+            for name in given:
+                if name not in names:
+                    raise UserError(
+                        f"embedding.methods.unified.num_probes: no table {name!r} is unified; "
+                        f"{nearest(name, names)}"
+                    )
+            most = {name: given.get(name, max(given.values())) for name in names}
+        for name, count in most.items():
+            if count < 1:
+                raise UserError(
+                    f"embedding.methods.unified.num_probes = {count} for {name!r}: must be 1 or more"
+                )
+        return most
+
+    def _row_dim(self, tables: Sequence[EmbeddingBagConfig]) -> int:
+        """Returns d = D / max c."""
+        dims = {table.embedding_dim for table in tables}
+        most = max(self._most_probes([table.name for table in tables]).values())
+        if len(dims) != 1:
+            raise UserError(f"method 'unified' needs tables of one width, these have {sorted(dims)}")
+        dim = dims.pop()
+        if dim % most:
+            raise UserError(
+                f"embedding.dim = {dim}: is no multiple of {most} probes; use "
+                f"{dim - dim % most or most} or {dim + most - dim % most}"
+            )
+        return dim // most
+
+    def _rows_per_table(self, rows: int) -> int:
+        if not 0 < self.num_tables <= rows:
+            raise UserError(
+                f"embedding.methods.unified: {rows} rows cannot be dealt to {self.num_tables} tables"
+            )
+        per_table = rows // self.num_tables
+        if per_table > MAX_ROWS:
+            raise UserError(
+                f"embedding.methods.unified.num_embeddings = {rows}: at most {MAX_ROWS} a table"
+            )
+        return per_table
+
+
+class SaltedHash(nn.Module):
+    """Maps each value of each feature to a row for each of the feature's probes.
+
+    Args:
+        probes: (F,) look-ups of each feature.
+        salts: (K,) one for each look-up, features outermost.
+        rows: of each shared table.
+        names: (K,) names of the look-ups.
+    """
+
+    def __init__(
+        self, *, probes: Sequence[int], salts: Sequence[int], rows: int, names: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.salts = tuple(salts)
+        self.rows = rows
+        self.names = list(names)
+        self.source = [feature for feature, count in enumerate(probes) for _ in range(count)]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Returns the K look-ups' bags with values in [0, rows)."""
+        repeated = features.permute(self.source)
+        ids = repeated.values() + per_value(
+            self.salts, repeated.length_per_key(), features.device()
+        )
+        return KeyedJaggedTensor(
+            keys=self.names,
+            values=to_range(mix(ids), self.rows),
+            weights=repeated.weights_or_none(),
+            lengths=repeated.lengths(),
+            stride=features.stride(),
+            length_per_key=repeated.length_per_key(),
+        )

@@ -1,0 +1,168 @@
+"""Which table gets which method, and how a byte budget is shared out among them."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from recsys_compress.compress.lowering import FP32_BYTES, TableOptions
+from recsys_compress.compress.method import Method, method_class, method_name
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.config import EmbeddingConfig, budget_bytes, parse
+from recsys_compress.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A method, and how its physical tables are stored and trained.
+
+    Attributes:
+        method: the compression method.
+        options: of its physical tables.
+        table: regular expression that matches the whole name of the tables meant; None for all.
+    """
+
+    method: Method
+    options: TableOptions = field(default_factory=TableOptions)
+    table: str | None = None
+
+    def matches(self, name: str) -> bool:
+        """Whether the rule is meant for the table `name`."""
+        return self.table is None or re.fullmatch(self.table, name) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Tables that are lowered together, by one rule."""
+
+    rule: Rule
+    tables: tuple[EmbeddingBagConfig, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Ordered rules; the first that matches a table wins.
+
+    Attributes:
+        default: rule of tables that no other rule names.
+        rules: exceptions by name.
+        min_rows: tables with fewer rows that no exception names are left full, with the default's
+            options.
+    """
+
+    default: Rule
+    rules: tuple[Rule, ...] = ()
+    min_rows: int = 100
+
+    def assign(self, tables: Sequence[EmbeddingBagConfig]) -> list[Assignment]:
+        """Groups tables by the rule that holds for each.
+
+        Raises:
+            UserError: a rule matches no table.
+        """
+        for rule in self.rules:
+            if not any(rule.matches(table.name) for table in tables):
+                raise UserError(
+                    f"embedding.rules: no table matches {rule.table!r}; "
+                    f"tables: {', '.join(t.name for t in tables)}"
+                )
+        left_alone = Rule(method=Full(), options=self.default.options)
+        groups: dict[int, tuple[Rule, list[EmbeddingBagConfig]]] = {}
+        for table in tables:
+            rule = next((r for r in self.rules if r.matches(table.name)), None)
+            if rule is None:
+                rule = left_alone if table.num_embeddings < self.min_rows else self.default
+            groups.setdefault(id(rule), (rule, []))[1].append(table)
+        return [Assignment(rule=rule, tables=tuple(members)) for rule, members in groups.values()]
+
+    def fit(self, tables: Sequence[EmbeddingBagConfig], budget: int) -> "Policy":
+        """Returns the policy whose methods together take at most `budget` bytes.
+
+        Full tables take what they need; the rest is shared among the other rules in proportion to
+        the bytes that their tables would take in full.
+
+        Raises:
+            UserError: out of reach.
+        """
+        assignments = self.assign(tables)
+        fixed = [a for a in assignments if isinstance(a.rule.method, Full)]
+        spent = sum(
+            t.num_embeddings * a.rule.options.row_bytes(t.embedding_dim)
+            for a in fixed
+            for t in a.tables
+        )
+        if spent > budget:
+            raise UserError(
+                f"budget of {budget:,} bytes is out of reach: the tables left full alone take "
+                f"{spent:,}; raise the budget or compress more of them"
+            )
+        open_ = [a for a in assignments if a not in fixed]
+        wanted = sum(full_bytes(a.tables) for a in open_)
+        fitted = {
+            id(a.rule): dataclasses.replace(
+                a.rule,
+                method=a.rule.method.fit(
+                    a.tables, (budget - spent) * full_bytes(a.tables) // wanted, a.rule.options
+                ),
+            )
+            for a in open_
+        }
+        return dataclasses.replace(
+            self,
+            default=fitted.get(id(self.default), self.default),
+            rules=tuple(fitted.get(id(rule), rule) for rule in self.rules),
+        )
+
+    @staticmethod
+    def from_config(config: EmbeddingConfig) -> "Policy":
+        """Builds the policy that a job describes; its budget is not applied yet.
+
+        Raises:
+            UserError: a method or option is unknown or of the wrong type.
+        """
+        for name in config.methods:
+            _rule(name, config)  # what is written there must be valid even where it is not used
+        default = _rule(config.method, config)
+        rules = tuple(_rule(rule.method, config, rule.table) for rule in config.rules)
+        return Policy(default=default, rules=rules, min_rows=config.min_rows)
+
+
+def resolve(config: EmbeddingConfig, tables: Sequence[EmbeddingBagConfig]) -> Policy:
+    """Returns the policy of a job for its tables, fitted to the budget where there is one.
+
+    Raises:
+        UserError: an option is wrong, or the budget is out of reach.
+    """
+    policy = Policy.from_config(config)
+    if config.budget is None:
+        return policy
+    return policy.fit(tables, budget_bytes(config.budget, full_bytes(tables)))
+
+
+def full_bytes(tables: Sequence[EmbeddingBagConfig]) -> int:
+    """Returns the bytes of the logical tables, uncompressed, in fp32 and without padding."""
+    return sum(t.num_embeddings * t.embedding_dim * FP32_BYTES for t in tables)
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """Returns a method's name and knobs as plain data."""
+    return {"method": method_name(method), **dataclasses.asdict(method)}
+
+
+def _rule(name: str, config: EmbeddingConfig, table: str | None = None) -> Rule:
+    """Builds the rule of one method from its own settings over the job's."""
+    kind = method_class(name)
+    settings = config.resolved(name)
+    knobs = config.knobs(name)
+    if "seed" in {f.name for f in dataclasses.fields(kind)}:
+        knobs["seed"] = settings.seed
+    return Rule(
+        method=parse(kind, knobs, where=f"embedding.methods.{name}"),
+        options=TableOptions(
+            **{f.name: getattr(settings, f.name) for f in dataclasses.fields(TableOptions)}
+        ),
+        table=table,
+    )
