@@ -1,0 +1,128 @@
+"""Every parameter in exactly one optimizer: fused ones in the kernels, the rest here."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
+from recsys_compress.config import TrainConfig
+from recsys_compress.train.shard import full_tensors
+
+
+class Optimizers:
+    """The optimizers of a sharded model, stepped and saved as one.
+
+    Args:
+        model: the sharded model.
+        embeddings: its tables.
+        config: optimizer of the dense part and schedule of all.
+
+    Raises:
+        RuntimeError: a parameter is in no optimizer or in two, which would be our fault.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        embeddings: CompressedEmbeddingBagCollection,
+        config: TrainConfig,
+    ) -> None:
+        self._fused = model.fused_optimizer
+        self._schedule = config.schedule
+        parameters = dict(model.named_parameters())
+        fused = set(self._fused.params)
+        tables = _dense_tables(model, embeddings)
+        rest = [p for n, p in parameters.items() if n not in fused and n not in tables]
+        self._dense = [_dense(config, rest)]
+        if tables:
+            groups = [
+                {"params": [parameters[n]], "lr": o.learning_rate, "weight_decay": o.weight_decay}
+                for n, o in tables.items()
+            ]
+            self._dense.append(torch.optim.AdamW(groups, fused=True))
+        _check_partition(parameters, fused, self._dense)
+        self._rates = [[g["lr"] for g in o.param_groups] for o in (self._fused, *self._dense)]
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the dense part."""
+        for optimizer in self._dense:
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Updates the dense part; fused tables were updated in the backward pass."""
+        for optimizer in self._dense:
+            optimizer.step()
+
+    def schedule(self, progress: float) -> None:
+        """Sets learning rates for a point of training, from 0 at its start to 1 at its end."""
+        if self._schedule == "constant":
+            return
+        left = 1.0 - progress
+        factor = left if self._schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+        for optimizer, rates in zip((self._fused, *self._dense), self._rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        self._fused.step()  # hands the rates to the kernels
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the state as flat names and tensors that share its memory."""
+        flat = {
+            f"fused/{parameter}/{key}": value
+            for parameter, state in self._fused.state_dict()["state"].items()
+            for key, value in full_tensors(state).items()
+        }
+        for number, optimizer in enumerate(self._dense):
+            for index, state in optimizer.state_dict()["state"].items():
+                flat |= {f"dense/{number}/{index}/{k}": v for k, v in state.items()}
+        return flat
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `tensors` returned."""
+        for parameter, state in self._fused.state_dict()["state"].items():
+            for key, value in full_tensors(state).items():
+                value.copy_(tensors[f"fused/{parameter}/{key}"])
+        for number, optimizer in enumerate(self._dense):
+            states: dict[int, dict[str, Any]] = {}
+            for name, value in tensors.items():
+                kind, *path = name.split("/")
+                if kind == "dense" and path[0] == str(number):
+                    states.setdefault(int(path[1]), {})[path[2]] = value
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def _dense(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+    kinds = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
+    return kinds[config.optimizer](
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+
+
+def _dense_tables(
+    model: nn.Module, embeddings: CompressedEmbeddingBagCollection
+) -> dict[str, TableOptions]:
+    """Returns the options of the tables trained by dense Adam, by parameter name in `model`."""
+    options = {
+        id(embeddings.get_parameter(name)): option
+        for name, option in embeddings.table_options().items()
+        if not option.fused
+    }
+    return {n: options[id(p)] for n, p in model.named_parameters() if id(p) in options}
+
+
+def _check_partition(
+    parameters: Mapping[str, Tensor], fused: set[str], dense: list[torch.optim.Optimizer]
+) -> None:
+    owned = [id(p) for o in dense for g in o.param_groups for p in g["params"]]
+    for name, parameter in parameters.items():
+        owners = (name in fused) + owned.count(id(parameter))
+        if owners != 1:
+            raise RuntimeError(f"parameter {name} is in {owners} optimizers")
