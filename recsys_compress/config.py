@@ -22,7 +22,7 @@ from recsys_compress.errors import UserError, nearest
 T = TypeVar("T")
 
 # JSON's strict mode takes a list for a tuple and an integer for a float, and nothing else.
-_STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True)
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -41,7 +41,7 @@ class DataConfig:
         buffer_rows: rows held in memory for shuffling.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     path: str
     buffer_rows: Count = 500_000
@@ -59,7 +59,7 @@ class DCNv2Config:
         dropout: dropout rate of the deep part.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     cross_layers: Count = 3
     hidden: tuple[Count, ...] = (256, 128)
@@ -80,7 +80,7 @@ class DLRMConfig:
         dropout: dropout rate of the hidden layers.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     bottom: tuple[Count, ...] = (128,)
     top: tuple[Count, ...] = (256, 128)
@@ -98,7 +98,7 @@ class DeepFMConfig:
         dropout: dropout rate of the deep part.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     hidden: tuple[Count, ...] = (256, 128)
     batch_norm: bool = False
@@ -119,7 +119,7 @@ class AutoIntConfig:
         dropout: dropout rate of the attention weights and the deep part.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     attention_layers: Count = 3
     attention_dim: Count = 64
@@ -134,7 +134,7 @@ class AutoIntConfig:
 class ModelConfig:
     """Which model, and the settings of each (so that `model.name` can be switched alone)."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: ModelName = "dcnv2"
     dcnv2: DCNv2Config = field(default_factory=DCNv2Config)
@@ -152,7 +152,7 @@ class RuleConfig:
         method: name of the method.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     table: str
     method: str
@@ -194,7 +194,7 @@ class EmbeddingConfig:
         "seed",
     )
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     method: str = "full"
     dim: Count = 16
@@ -249,7 +249,7 @@ class TrainConfig:
         output: folder in which the run's own folder is made.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     epochs: Count = 10
     batch_size: Count = 4096
@@ -279,7 +279,7 @@ class TrackingConfig:
         run_name: MLflow run name; None makes one like "dcnv2-unified-10x-s0".
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     uri: str | None = None
     experiment: str = "recsys-compress"
@@ -290,7 +290,7 @@ class TrackingConfig:
 class Job:
     """A training job."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -47,7 +47,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not an empty folder; name a new one")
-    temporary = Path(_temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path))))
+    temporary = Path(
+        _temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
+    )
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
@@ -81,7 +83,9 @@ def _temporary(path: Path, make: Callable[[], T]) -> T:
         path.parent.mkdir(parents=True, exist_ok=True)
         return make()
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name a folder that can") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); name a folder that can"
+        ) from error
 
 
 def _sync(path: Path) -> None:

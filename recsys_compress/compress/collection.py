@@ -74,7 +74,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self.output = Output(tables, slots)
         self._configs = self.output.configs
         self._is_weighted = is_weighted
-        physical = {}
+        physical: dict[str, dict[str, None]] = {}
         for slot in slots:
             physical.setdefault(slot.feature, {})[slot.table.parameter] = None
         self._logical = tuple(
@@ -105,9 +105,11 @@ class CompressedEmbeddingBagCollection(nn.Module):
         """
         lookups = self.ids(features)
         num_dense = len(lookups.keys()) - self._num_fused_lookups
-        fused, *dense = lookups.split(
-            [self._num_fused_lookups, *(len(t.lookups) for t in self._dense_tables)]
-        ) if num_dense else (lookups,)
+        fused, *dense = (
+            lookups.split([self._num_fused_lookups, *(len(t.lookups) for t in self._dense_tables)])
+            if num_dense
+            else (lookups,)
+        )
         pooled = []
         if self.fused is not None:
             result = self.fused(fused)
@@ -146,7 +148,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             lengths=lookups.lengths(),
             stride=count * lookups.stride(),
         )
-        vectors = self.dense[table.name](stacked).values()
+        vectors: Tensor = self.dense[table.name](stacked).values()
         return (
             vectors.view(count, lookups.stride(), table.stored_dim)
             .transpose(0, 1)
@@ -268,15 +270,13 @@ class Output(nn.Module):
             pieces = [self._pieces(keys, part) for keys, part in pooled]
             by_name = {name: piece for part in pieces for name, piece in part.items()}
             values = torch.cat([by_name[name] for name in self._order], dim=1)
-        output = KeyedTensor(
-            keys=list(self._lookups), length_per_key=self._widths, values=values
-        )
+        output = KeyedTensor(keys=list(self._lookups), length_per_key=self._widths, values=values)
         return self._average(output, features) if self._mean else output
 
     def _pieces(self, keys: list[str], values: Tensor) -> dict[str, Tensor]:
         """Returns the vectors of each look-up, without padding."""
         sizes = [size for key in keys for size in self._used_and_padding(key)]
-        return dict(zip(keys, values.split(sizes, dim=1)[::2], strict=True))
+        return dict(zip(keys, torch.split(values, sizes, dim=1)[::2], strict=True))
 
     def _used_and_padding(self, lookup: str) -> tuple[int, int]:
         used, stored = self._dims[lookup]

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.lowering import Lowering, TableOptions
+from recsys_compress.config import STRICT
 from recsys_compress.errors import UserError, nearest
 
 
@@ -20,6 +21,8 @@ class Method(abc.ABC):
     A method is one file in `compress/methods`, registered by name. Its class docstring's first
     line describes it; its fields' metadata hold a "help" text each.
     """
+
+    __pydantic_config__ = STRICT
 
     @abc.abstractmethod
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
@@ -83,11 +86,6 @@ def method_class(name: str) -> type[Method]:
 def method_name(method: Method) -> str:
     """Returns the name under which the method's class is registered."""
     return next(name for name, cls in method_classes().items() if cls is type(method))
-
-
-def knob(default: object, help: str) -> object:
-    """Returns a dataclass field with a help text."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def out_of_reach(name: str, budget_bytes: int, least: int, greatest: int) -> UserError:

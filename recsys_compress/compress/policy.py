@@ -72,9 +72,8 @@ class Policy:
         left_alone = Rule(method=Full(), options=self.default.options)
         groups: dict[int, tuple[Rule, list[EmbeddingBagConfig]]] = {}
         for table in tables:
-            rule = next((r for r in self.rules if r.matches(table.name)), None)
-            if rule is None:
-                rule = left_alone if table.num_embeddings < self.min_rows else self.default
+            otherwise = left_alone if table.num_embeddings < self.min_rows else self.default
+            rule = next((r for r in self.rules if r.matches(table.name)), otherwise)
             groups.setdefault(id(rule), (rule, []))[1].append(table)
         return [Assignment(rule=rule, tables=tuple(members)) for rule, members in groups.values()]
 

@@ -9,7 +9,7 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass
-class Batch(Pipelineable):
+class Batch(Pipelineable):  # type: ignore[misc]  # torchrec has no types
     """B examples, ready for a CTR model.
 
     Attributes:

@@ -10,6 +10,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
 from recsys_compress.config import TrainConfig
+from recsys_compress.errors import UserError
 from recsys_compress.train.shard import full_tensors
 
 
@@ -22,6 +23,7 @@ class Optimizers:
         config: optimizer of the dense part and schedule of all.
 
     Raises:
+        UserError: the optimizer does not have what the job asks of it.
         RuntimeError: a parameter is in no optimizer or in two, which would be our fault.
     """
 
@@ -100,10 +102,13 @@ def _dense(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.O
         return torch.optim.AdamW(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-    kinds = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
-    return kinds[config.optimizer](
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    if config.weight_decay:
+        raise UserError(
+            f"train.weight_decay = {config.weight_decay}: only optimizer 'adam' decays weights; "
+            f"set it to 0 for {config.optimizer!r}"
+        )
+    kind = torch.optim.Adagrad if config.optimizer == "adagrad" else torch.optim.SGD
+    return kind(parameters, lr=config.learning_rate)
 
 
 def _dense_tables(

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.optim import (
+from torch.distributed.optim.apply_optimizer_in_backward import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
-from torchrec.distributed.types import BoundsCheckMode, ShardedTensor, ShardingEnv
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import BoundsCheckMode, ShardedTensor, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
@@ -41,9 +40,11 @@ def process_group() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.HashStore()  # type: ignore[attr-defined]  # of one process; no port, no file
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        yield
+        with _quiet():
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -67,27 +68,26 @@ def shard(
         # Our id transform has checked already; the kernel's check would only warn.
         fused_params={"bounds_check_mode": BoundsCheckMode.NONE}
     )
-    with _quiet():
-        if isinstance(embeddings.fused, EmbeddingBagCollection):
-            for name, options in embeddings.table_options().items():
-                if options.fused:
-                    _fuse(embeddings.get_parameter(name), options)
-            plan[f"{path}.fused"] = construct_module_sharding_plan(
-                embeddings.fused,
-                {t.name: table_wise(rank=0) for t in embeddings.fused.embedding_bag_configs()},
-                sharder=sharder,
-                world_size=1,
-                local_size=1,
-                device_type=device.type,
-            )
-        return DistributedModelParallel(
-            model,
-            env=ShardingEnv.from_process_group(dist.group.WORLD),
-            device=device,
-            plan=ShardingPlan(plan=plan),
-            sharders=[sharder],
-            init_data_parallel=False,
+    if isinstance(embeddings.fused, EmbeddingBagCollection):
+        for name, options in embeddings.table_options().items():
+            if options.fused:
+                _fuse(embeddings.get_parameter(name), options)
+        plan[f"{path}.fused"] = construct_module_sharding_plan(
+            embeddings.fused,
+            {t.name: table_wise(rank=0) for t in embeddings.fused.embedding_bag_configs()},
+            sharder=sharder,
+            world_size=1,
+            local_size=1,
+            device_type=device.type,
         )
+    return DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=device,
+        plan=ShardingPlan(plan=plan),
+        sharders=[sharder],
+        init_data_parallel=False,
+    )
 
 
 def full_tensors(state: dict[str, object]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ def _fuse(weight: nn.Parameter, options: TableOptions) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what a first sharded module says and a user cannot act on."""
+    """Silences what TorchRec says on first use and a user cannot act on."""
     loggers = [logging.getLogger(n) for n in ("torchrec", "torch.fx._symbolic_trace")]
     levels = [logger.level for logger in loggers]
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import resource
+import shutil
 import signal
 import subprocess
 import threading
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -204,7 +204,7 @@ class Trainer:
         built.optimizers.zero_grad()
         logits = built.model(batch.dense, batch.sparse)
         loss = binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
-        self._penalty.added_to(loss).backward()
+        torch.autograd.backward(self._penalty.added_to(loss))
         built.optimizers.step()
         return loss.detach()
 
@@ -358,12 +358,12 @@ class _Penalty:
         self._strength = strength
         self._term: Tensor | None = None
         if strength:
-            embeddings.register_forward_hook(self._look)
+            embeddings.register_forward_hook(lambda _module, _inputs, output: self._look(output))
 
     def added_to(self, loss: Tensor) -> Tensor:
         return loss if self._term is None else loss + self._term
 
-    def _look(self, module: nn.Module, inputs: Any, output: KeyedTensor) -> None:
+    def _look(self, output: KeyedTensor) -> None:
         vectors = output.values()
         self._term = self._strength / 2 * vectors.square().sum() / vectors.shape[0]
 
@@ -384,11 +384,10 @@ def _tags(dataset: PreparedDataset) -> dict[str, str]:
             tags[f"version.{library}"] = metadata.version(library)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if commit.returncode == 0:
-        tags["git.commit"] = commit.stdout.strip()
+    git = shutil.which("git")
+    if git:
+        head = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True)  # noqa: S603
+        tags |= {"git.commit": head.stdout.strip()} if head.returncode == 0 else {}
     return tags
 
 
@@ -400,7 +399,7 @@ def _sigint() -> Iterator[threading.Event]:
         yield event
         return
 
-    def handle(number: int, frame: object) -> None:
+    def handle(_number: int, _frame: object) -> None:
         event.set()
         signal.signal(signal.SIGINT, before)
 

@@ -5,7 +5,7 @@ Source: Weinberger et al., "Feature Hashing for Large Scale Multitask Learning",
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress.hashing import per_value
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, knob, out_of_reach, register
+from recsys_compress.compress.method import Method, out_of_reach, register
 from recsys_compress.errors import UserError
 
 
@@ -22,7 +22,9 @@ from recsys_compress.errors import UserError
 class Hash(Method):
     """Per-table modulo hashing: row = id mod ceil(share * n); the usual baseline."""
 
-    share: float | None = knob(None, "rows kept of each table, as a share of its ids; or a budget")  # type: ignore[assignment]
+    share: float | None = field(
+        default=None, metadata={"help": "rows kept of each table, as a share of its ids"}
+    )
 
     def rows(self, table: EmbeddingBagConfig) -> int:
         """Returns the rows kept of `table`.
@@ -34,7 +36,7 @@ class Hash(Method):
             raise UserError("method 'hash' needs embedding.budget or embedding.methods.hash.share")
         if not 0 < self.share <= 1:
             raise UserError(f"embedding.methods.hash.share = {self.share}: must lie in (0, 1]")
-        return math.ceil(table.num_embeddings * self.share)
+        return max(1, math.ceil(int(table.num_embeddings) * self.share))
 
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
         """Returns one smaller table for each table."""

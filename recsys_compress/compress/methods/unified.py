@@ -7,7 +7,7 @@ Systems", NeurIPS 2023.
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress.hashing import mix, per_value, salt, to_range
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, knob, out_of_reach, register
+from recsys_compress.compress.method import Method, out_of_reach, register
 from recsys_compress.errors import UserError, nearest
 
 MAX_ROWS = 2**31 - 1
@@ -32,11 +32,19 @@ class Unified(Method):
     the logical table's whole width D, so d = D / max c; one with fewer probes is narrower.
     """
 
-    num_embeddings: int | None = knob(None, "rows M, over all shared tables; or a budget")  # type: ignore[assignment]
-    num_probes: int | dict[str, int] = knob(2, "look-ups per feature; or by name, the rest like the greatest")  # type: ignore[assignment]
-    lookups: int | None = knob(None, "most look-ups per example; the largest tables get more")  # type: ignore[assignment]
-    num_tables: int = knob(1, "shared tables; a feature's probes are dealt to them in turn")  # type: ignore[assignment]
-    seed: int = knob(0, "of the hash functions")  # type: ignore[assignment]
+    num_embeddings: int | None = field(
+        default=None, metadata={"help": "rows M of all shared tables together"}
+    )
+    num_probes: int | dict[str, int] = field(
+        default=2, metadata={"help": "look-ups per feature; or by name, others take the greatest"}
+    )
+    lookups: int | None = field(
+        default=None, metadata={"help": "most look-ups per example; the largest tables get more"}
+    )
+    num_tables: int = field(
+        default=1, metadata={"help": "shared tables; a feature's probes go to them in turn"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the hash functions"})
 
     def probes(self, tables: Sequence[EmbeddingBagConfig]) -> dict[str, int]:
         """Returns the number of probes c_t of each table.
@@ -140,7 +148,7 @@ class Unified(Method):
         for name, count in most.items():
             if count < 1:
                 raise UserError(
-                    f"embedding.methods.unified.num_probes = {count} for {name!r}: must be 1 or more"
+                    f"embedding.methods.unified.num_probes: {count} for {name!r} is below 1"
                 )
         return most
 
@@ -149,8 +157,10 @@ class Unified(Method):
         dims = {table.embedding_dim for table in tables}
         most = max(self._most_probes([table.name for table in tables]).values())
         if len(dims) != 1:
-            raise UserError(f"method 'unified' needs tables of one width, these have {sorted(dims)}")
-        dim = dims.pop()
+            raise UserError(
+                f"method 'unified' needs tables of one width, these have {sorted(dims)}"
+            )
+        dim = int(dims.pop())
         if dim % most:
             raise UserError(
                 f"embedding.dim = {dim}: is no multiple of {most} probes; use "
@@ -161,7 +171,7 @@ class Unified(Method):
     def _rows_per_table(self, rows: int) -> int:
         if not 0 < self.num_tables <= rows:
             raise UserError(
-                f"embedding.methods.unified: {rows} rows cannot be dealt to {self.num_tables} tables"
+                f"embedding.methods.unified: {rows} rows cannot fill {self.num_tables} tables"
             )
         per_table = rows // self.num_tables
         if per_table > MAX_ROWS:

@@ -1,0 +1,227 @@
+"""Every method x every property; a new method adds one row to METHODS."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress import CompressedEmbeddingBagCollection, Method, method_classes
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.methods.hash import Hash
+from recsys_compress.compress.methods.unified import Unified
+from recsys_compress.compress.policy import describe, full_bytes
+from recsys_compress.config import parse
+from recsys_compress.errors import UserError
+from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
+
+METHODS: dict[str, Method] = {
+    "full": Full(),
+    "hash": Hash(share=0.1),
+    "unified": Unified(num_embeddings=1500, num_probes=3),
+}
+FITTED = [name for name in METHODS if name != "full"]
+OPTIMIZERS = ("rowwise_adagrad", "adam")
+
+every_method = pytest.mark.parametrize("name", METHODS)
+every_fitted = pytest.mark.parametrize("name", FITTED)
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+def make(name: str, optimizer: str = "rowwise_adagrad", **table_options: PoolingType):
+    torch.manual_seed(0)
+    return CompressedEmbeddingBagCollection(
+        tables=make_tables(**table_options), policy=make_policy(METHODS[name], optimizer)
+    )
+
+
+def test_every_registered_method_is_tested() -> None:
+    assert set(METHODS) == set(method_classes())
+
+
+@every_method
+@every_optimizer
+def test_shape_keys_and_type(name: str, optimizer: str) -> None:
+    collection = make(name, optimizer)
+    output = collection(make_batch(32))
+    configs = collection.embedding_bag_configs()
+    assert output.keys() == list(ROWS)
+    assert output.length_per_key() == [config.embedding_dim for config in configs] == [12] * 3
+    assert output.values().shape == (32, 36)
+    assert output.values().dtype == torch.float32
+
+
+@every_method
+@every_optimizer
+def test_empty_bags_give_zeros(name: str, optimizer: str) -> None:
+    collection = make(name, optimizer)
+    empty = KeyedJaggedTensor(
+        keys=list(ROWS),
+        values=torch.empty(0, dtype=torch.int64),
+        lengths=torch.zeros(15, dtype=torch.int32),
+        stride=5,
+    )
+    output = collection(empty)
+    assert output.values().shape == (5, 36)
+    assert not output.values().any()
+
+
+@every_method
+@every_optimizer
+def test_pooled_is_the_sum_of_unpooled(name: str, optimizer: str) -> None:
+    collection = make(name, optimizer)
+    batch = make_batch(64)
+    genre = batch["genre"]
+    flat = make_batch(len(genre.values()))
+    one_each = KeyedJaggedTensor(
+        keys=["genre", "user", "item"],
+        values=torch.cat([genre.values(), flat["user"].values(), flat["item"].values()]),
+        lengths=torch.ones(3 * len(genre.values()), dtype=torch.int32),
+        stride=len(genre.values()),
+    )
+    vectors = collection(one_each)["genre"]
+    bags = torch.arange(64).repeat_interleave(genre.lengths().long())
+    expected = torch.zeros(64, 12).index_add(0, bags, vectors)
+    assert torch.allclose(collection(batch)["genre"], expected, atol=1e-6)
+
+
+@every_method
+def test_mean_pooling_divides_by_the_bag(name: str) -> None:
+    batch = make_batch(64)
+    total = make(name)(batch)
+    mean = make(name, pooling=PoolingType.MEAN)(batch)
+    lengths = batch["genre"].lengths().clamp(min=1)[:, None]
+    assert torch.allclose(mean["genre"], total["genre"] / lengths, atol=1e-7)
+    assert torch.equal(mean["user"], total["user"])
+
+
+@every_method
+@every_optimizer
+def test_weights_scale_vectors(name: str, optimizer: str) -> None:
+    torch.manual_seed(0)
+    collection = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(METHODS[name], optimizer), is_weighted=True
+    )
+    batch = make_batch(16, weighted=True)
+    doubled = KeyedJaggedTensor(
+        keys=batch.keys(),
+        values=batch.values(),
+        lengths=batch.lengths(),
+        weights=batch.weights() * 2,
+        stride=16,
+    )
+    assert torch.allclose(collection(doubled).values(), 2 * collection(batch).values())
+
+
+@every_method
+def test_key_order_and_extra_keys_do_not_matter(name: str) -> None:
+    collection = make(name)
+    batch = make_batch(32)
+    expected = collection(batch)
+    other = KeyedJaggedTensor(
+        keys=["genre", "item", "user", "extra"],
+        values=torch.cat([batch[k].values() for k in ("genre", "item", "user", "user")]),
+        lengths=torch.cat([batch[k].lengths() for k in ("genre", "item", "user", "user")]),
+        stride=32,
+    )
+    assert torch.equal(collection(other).values(), expected.values())
+
+
+@every_method
+def test_int32_ids_give_the_same_vectors(name: str) -> None:
+    collection = make(name)
+    batch = make_batch(32)
+    narrow = KeyedJaggedTensor(
+        keys=batch.keys(), values=batch.values().int(), lengths=batch.lengths(), stride=32
+    )
+    assert torch.equal(collection(narrow).values(), collection(batch).values())
+
+
+@every_method
+@every_optimizer
+def test_gradient_reaches_every_parameter(name: str, optimizer: str) -> None:
+    collection = make(name, optimizer)
+    collection(make_batch(4096)).values().square().sum().backward()
+    for parameter in collection.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+@every_method
+def test_same_seed_same_vectors(name: str) -> None:
+    assert torch.equal(make(name)(make_batch(32)).values(), make(name)(make_batch(32)).values())
+
+
+@every_method
+@every_optimizer
+def test_reported_bytes_are_the_state_dicts(name: str, optimizer: str) -> None:
+    collection = make(name, optimizer)
+    tensors = collection.state_dict().values()
+    assert collection.size_report().table_bytes == sum(t.nbytes for t in tensors)
+
+
+@every_method
+def test_bytes_on_disk_and_round_trip(name: str, tmp_path: Path) -> None:
+    collection = make(name)
+    path = tmp_path / "tables.safetensors"
+    save_file(collection.state_dict(), path)
+    assert path.stat().st_size == pytest.approx(collection.size_report().table_bytes, rel=0.02)
+    torch.manual_seed(1)
+    other = make(name)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(load_file(path))
+    batch = make_batch(32)
+    assert torch.equal(other(batch).values(), collection(batch).values())
+
+
+@every_fitted
+@every_optimizer
+@given(share=st.floats(min_value=0.02, max_value=0.95))
+def test_fit_meets_the_budget(name: str, optimizer: str, share: float) -> None:
+    tables = make_tables()
+    budget = int(full_bytes(tables) * share)
+    unset = type(METHODS[name])(**({"num_probes": 3} if name == "unified" else {}))
+    policy = make_policy(unset, optimizer).fit(tables, budget)
+    used = CompressedEmbeddingBagCollection(tables=tables, policy=policy).size_report().table_bytes
+    assert 0.95 * budget <= used <= budget
+
+
+@every_method
+def test_a_budget_out_of_reach_names_its_limits(name: str) -> None:
+    with pytest.raises(UserError, match=r"out of reach.*\d"):
+        make_policy(METHODS[name], min_rows=0).fit(make_tables(), 10)
+
+
+@every_method
+def test_knobs_survive_plain_data(name: str) -> None:
+    method = METHODS[name]
+    described = describe(method)
+    assert described.pop("method") == name
+    assert parse(type(method), described, where="here") == method
+
+
+@every_method
+def test_every_knob_is_explained(name: str) -> None:
+    method = method_classes()[name]
+    assert method.__doc__
+    assert all(field.metadata.get("help") for field in dataclasses.fields(method))
+
+
+@every_method
+def test_ids_outside_full_tables_are_refused(name: str) -> None:
+    batch = make_batch(8)
+    for bad in (-1, ROWS["genre"]):
+        values = batch.values().clone()
+        values[-1] = bad
+        wrong = KeyedJaggedTensor(
+            keys=batch.keys(), values=values, lengths=batch.lengths(), stride=8
+        )
+        with pytest.raises(ValueError, match=rf"'genre': id {bad} lies outside \[0, 40\)"):
+            make(name)(wrong)

@@ -1,0 +1,148 @@
+"""What is particular to a method."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress import CompressedEmbeddingBagCollection
+from recsys_compress.compress.hashing import mix, per_value, salt, to_range
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.methods.hash import Hash
+from recsys_compress.compress.methods.unified import Unified
+from recsys_compress.errors import UserError
+from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
+
+INT64 = st.integers(min_value=-(2**63), max_value=2**63 - 1)
+MASK = 2**64 - 1
+
+
+def splitmix64(value: int) -> int:
+    """The finaliser in plain arithmetic, on unsigned numbers."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
+
+
+@given(values=st.lists(INT64, min_size=1), size=st.integers(min_value=1, max_value=2**31))
+def test_hash_agrees_with_plain_arithmetic(values: list[int], size: int) -> None:
+    hashes = mix(torch.tensor(values, dtype=torch.int64))
+    expected = [splitmix64(value & MASK) for value in values]
+    assert [h & MASK for h in hashes.tolist()] == expected
+    assert to_range(hashes, size).tolist() == [(h >> 32) * size >> 32 for h in expected]
+
+
+def test_salts_are_stable_and_differ() -> None:
+    salts = {salt(f, k, s) for f in ("user", "item") for k in range(4) for s in range(4)}
+    assert len(salts) == 32
+    assert salt("user", 0, 0) == 348027853936337472
+
+
+def test_per_value_repeats_by_length() -> None:
+    repeated = per_value([7, 8, 9], [2, 0, 3], torch.device("cpu"))
+    assert repeated.tolist() == [7, 7, 9, 9, 9]
+
+
+def test_full_rows_are_the_ids_own() -> None:
+    collection = CompressedEmbeddingBagCollection(tables=make_tables(), policy=make_policy(Full()))
+    (weight,) = collection.state_dict().values()
+    batch = make_batch(16)
+    items = weight[ROWS["user"] + batch["item"].values()]
+    assert torch.equal(collection(batch)["item"], items)
+
+
+def test_hash_rows_are_remainders() -> None:
+    collection = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(Hash(share=0.01), min_rows=0)
+    )
+    (weight,) = collection.state_dict().values()
+    batch = make_batch(16)
+    assert torch.equal(collection(batch)["user"], weight[batch["user"].values() % 50])
+    assert torch.equal(collection(batch)["item"], weight[50 + batch["item"].values() % 30])
+
+
+def test_unified_concatenates_rows_of_one_table() -> None:
+    method = Unified(num_embeddings=500, num_probes=3, seed=4)
+    collection = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(method, "adam", min_rows=0)
+    )
+    (weight,) = collection.state_dict().values()
+    assert weight.shape == (500, 4)
+    batch = make_batch(16)
+    ids = batch["item"].values().tolist()
+    for probe in range(3):
+        rows = [(splitmix64(i + salt("item", probe, 4) & MASK) >> 32) * 500 >> 32 for i in ids]
+        part = collection(batch)["item"][:, 4 * probe : 4 * probe + 4]
+        assert torch.equal(part, weight[rows])
+
+
+def test_unified_probes_of_a_value_are_independent_and_uniform() -> None:
+    method = Unified(num_embeddings=64, num_probes=2)
+    lowering = method.lower(make_tables())
+    ids = torch.arange(60_000)
+    batch = KeyedJaggedTensor(
+        keys=list(ROWS), values=ids.repeat(3), lengths=torch.ones(180_000, dtype=torch.int32)
+    )
+    rows = lowering.ids(batch).values().view(6, 60_000)
+    for row in rows:
+        counts = np.bincount(row.numpy(), minlength=64)
+        chi_squared = ((counts - 60_000 / 64) ** 2 / (60_000 / 64)).sum()
+        assert chi_squared < 63 + 6 * np.sqrt(2 * 63)
+    for i in range(6):
+        for j in range(i):
+            agree = (rows[i] == rows[j]).float().mean().item()
+            assert agree == pytest.approx(1 / 64, abs=0.005)
+
+
+def test_unified_takes_ids_far_beyond_any_table() -> None:
+    tables = make_tables()
+    tables[0].num_embeddings = 2**62
+    collection = CompressedEmbeddingBagCollection(
+        tables=tables, policy=make_policy(Unified(num_embeddings=100, num_probes=2))
+    )
+    batch = make_batch(4)
+    values = batch.values().clone()
+    values[:4] = torch.tensor([2**62 - 1, 10**18, 5, 0])
+    huge = KeyedJaggedTensor(keys=batch.keys(), values=values, lengths=batch.lengths(), stride=4)
+    assert collection(huge)["user"].shape == (4, 12)
+
+
+def test_unified_deals_probes_to_several_tables() -> None:
+    method = Unified(num_embeddings=900, num_probes=3, num_tables=3)
+    lowering = method.lower(make_tables())
+    assert [table.num_embeddings for table in lowering.tables] == [300] * 3
+    assert [lookup.table[-1] for lookup in lowering.lookups] == list("012120201")
+
+
+def test_unified_probes_by_name_make_narrower_vectors() -> None:
+    method = Unified(num_embeddings=900, num_probes={"user": 3, "item": 2})
+    collection = CompressedEmbeddingBagCollection(tables=make_tables(), policy=make_policy(method))
+    assert collection(make_batch(8)).length_per_key() == [12, 8, 12]
+
+
+def test_unified_lookups_go_to_the_largest_tables() -> None:
+    tables = make_tables()
+    assert Unified(num_probes=3, lookups=5).probes(tables) == {"user": 2, "item": 2, "genre": 1}
+    assert Unified(num_probes=3, lookups=99).probes(tables) == dict.fromkeys(ROWS, 3)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Unified(), "needs embedding.budget"),
+        (Hash(), "needs embedding.budget"),
+        (Hash(share=2.0), r"share = 2.0: must lie in \(0, 1\]"),
+        (Unified(num_embeddings=10, num_probes=5), "12: is no multiple of 5 probes; use 10 or 15"),
+        (Unified(num_embeddings=10, num_probes=0), "0 for 'user' is below 1"),
+        (Unified(num_embeddings=10, num_probes={"usr": 1}), "did you mean 'user'"),
+        (Unified(num_embeddings=10, lookups=2), "3 tables need one each"),
+        (Unified(num_embeddings=1, num_tables=2), "1 rows cannot fill 2 tables"),
+    ],
+)
+def test_wrong_knobs_are_one_clear_error(method: Unified | Hash, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        CompressedEmbeddingBagCollection(
+            tables=make_tables(), policy=make_policy(method, min_rows=0)
+        )

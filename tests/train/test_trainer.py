@@ -1,0 +1,262 @@
+"""The trainer on real data of small size: learning, bytes, optimizers, checkpoints, resuming."""
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recsys_compress.config import (
+    DataConfig,
+    DCNv2Config,
+    EmbeddingConfig,
+    Job,
+    ModelConfig,
+    TrainConfig,
+)
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.errors import UserError
+from recsys_compress.train.build import build
+from recsys_compress.train.checkpoint import load_newest
+from recsys_compress.train.events import Metrics, RunResult, RunStart
+from recsys_compress.train.shard import full_tensors, process_group
+from recsys_compress.train.trainer import train
+
+EMBEDDINGS = {
+    "full": EmbeddingConfig(dim=8, learning_rate=0.1),
+    "adagrad": EmbeddingConfig(dim=6, learning_rate=0.1, optimizer="adagrad"),
+    "sgd": EmbeddingConfig(dim=8, learning_rate=1.0, optimizer="sgd"),
+    "unified": EmbeddingConfig(dim=8, method="unified", budget="0.2x", learning_rate=0.1),
+    "unified-adam": EmbeddingConfig(
+        dim=6,
+        method="unified",
+        budget="0.2x",
+        optimizer="adam",
+        learning_rate=0.01,
+        l2=1e-4,
+        methods={"unified": {"num_probes": 3}},
+    ),
+    "hash": EmbeddingConfig(dim=8, method="hash", budget="0.2x", learning_rate=0.1),
+}
+
+
+class Recorder:
+    """Remembers what a run told, and may act on it."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+        self.start: RunStart | None = None
+        self.values: dict[str, list[float]] = {}
+        self.result: RunResult | None = None
+        self.error: BaseException | None = None
+
+    def started(self, run: RunStart) -> None:
+        self.start = run
+
+    def metrics(self, step: int, values: Metrics) -> None:
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+        if self.stop_at is not None and step >= self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def finished(self, result: RunResult) -> None:
+        self.result = result
+
+    def failed(self, error: BaseException) -> None:
+        self.error = error
+
+
+def make_job(
+    dataset: PreparedDataset, folder: Path, embedding: str = "unified", **settings: object
+) -> Job:
+    return Job(
+        data=DataConfig(path=str(dataset.path), buffer_rows=4000),
+        model=ModelConfig(dcnv2=DCNv2Config(cross_layers=1, hidden=(16,), dropout=0.1)),
+        embedding=EMBEDDINGS[embedding],
+        train=TrainConfig(
+            **{
+                "epochs": 2,
+                "batch_size": 500,
+                "learning_rate": 0.01,
+                "output": str(folder),
+                **settings,
+            }
+        ),
+    )
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_a_run_learns_and_reports(
+    embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    result = train(make_job(synthetic_dataset, tmp_path, embedding), listeners=[recorder])
+    assert result.test["auc"] > 0.6
+    assert 0 < result.test["ne"] < 1
+    assert result.test["calibration"] == pytest.approx(1, abs=0.1)
+    assert recorder.result == result
+    assert recorder.start is not None
+    assert recorder.start.run_id == result.run_id
+    assert set(recorder.values) >= {"train/loss", "perf/samples_per_s", "eval/auc", "eval/ne"}
+    assert len(result.history) == 2
+    assert result.samples_per_s > 0
+    saved = json.loads((result.folder / "result.json").read_text())
+    assert saved["test"] == result.test
+    files = {path.name for path in result.folder.iterdir()}
+    assert files >= {"job.toml", "size.json", "lowering.json", "model.safetensors", "checkpoints"}
+    weights = load_file(result.folder / "model.safetensors")
+    tables = sum(t.nbytes for n, t in weights.items() if n.startswith("embeddings."))
+    assert tables == result.bytes["tables"]
+    assert sum(t.nbytes for t in weights.values()) == result.bytes["model"]
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_reported_optimizer_bytes_are_the_states(
+    embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    result = train(make_job(synthetic_dataset, tmp_path, embedding, epochs=1))
+    tensors = load_newest(result.folder / "checkpoints").tensors
+    state = [t for n, t in tensors.items() if n.startswith("optim/fused/")]
+    # Dense tables are the second dense optimizer's, and nothing else is.
+    state += [t for n, t in tensors.items() if n.startswith("optim/dense/1/")]
+    assert sum(t.nbytes for t in state) == result.bytes["optimizer"]
+
+
+@pytest.mark.parametrize("embedding", ["full", "unified-adam"])
+def test_every_parameter_moves_and_is_in_one_optimizer(
+    embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = make_job(synthetic_dataset, tmp_path, embedding)
+    with process_group():
+        before = {
+            name: tensor.clone()
+            for name, tensor in full_tensors(
+                build(job, synthetic_dataset.schema).model.state_dict()
+            ).items()
+        }
+    result = train(dataclasses.replace(job, train=dataclasses.replace(job.train, epochs=1)))
+    after = load_file(result.folder / "model.safetensors")
+    assert set(before) == set(after)
+    unmoved = [n for n in after if torch.equal(before[n], after[n]) and after[n].numel() > 1]
+    assert unmoved == []
+
+
+def test_same_seed_same_weights_and_another_seed_others(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    runs = [train(make_job(synthetic_dataset, tmp_path, epochs=1, seed=seed)) for seed in (0, 0, 1)]
+    first, same, other = (load_file(run.folder / "model.safetensors") for run in runs)
+    assert all(torch.equal(first[n], same[n]) for n in first)
+    assert not all(torch.equal(first[n], other[n]) for n in first)
+
+
+@pytest.mark.parametrize("embedding", ["unified", "unified-adam", "adagrad"])
+@pytest.mark.parametrize("stop_at", [1, 45])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    embedding: str,
+    stop_at: int,
+    synthetic_dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recsys_compress.train.trainer.LOG_SECONDS", 0.0)
+    job = make_job(synthetic_dataset, tmp_path, embedding, epochs=3, schedule="cosine")
+    whole = train(job)
+    stopped = train(job, listeners=[Recorder(stop_at=stop_at)])
+    assert stopped.interrupted
+    assert stopped.test == {}
+    assert stopped.steps < whole.steps
+    resumed = train(None, resume=stopped.folder)
+    assert not resumed.interrupted
+    assert resumed.run_id == stopped.run_id
+    assert resumed.test == whole.test
+    assert [h["auc"] for h in resumed.history] == [h["auc"] for h in whole.history]
+    expected = load_newest(whole.folder / "checkpoints").tensors
+    found = load_newest(resumed.folder / "checkpoints").tensors
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    result = train(make_job(synthetic_dataset, tmp_path, epochs=2))
+    folder = result.folder / "checkpoints"
+    older, newer = sorted(folder.glob("step-*"))
+    tensors = newer / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    assert load_newest(folder).state["step"] == int(older.name.removeprefix("step-"))
+    (older / "state.json").unlink()
+    with pytest.raises(UserError, match="holds no whole checkpoint"):
+        load_newest(folder)
+
+
+def test_the_best_weights_on_validation_are_kept(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = make_job(synthetic_dataset, tmp_path, "full", epochs=8, learning_rate=0.05, patience=2)
+    result = train(job)
+    aucs = [entry["auc"] for entry in result.history]
+    best = max(range(len(aucs)), key=aucs.__getitem__)
+    assert result.best_step == result.history[best]["step"]
+    assert result.valid["auc"] == max(aucs)
+    assert len(aucs) <= best + 1 + 3
+
+
+def test_more_evaluations_than_epochs(synthetic_dataset: PreparedDataset, tmp_path: Path) -> None:
+    result = train(make_job(synthetic_dataset, tmp_path, evals_per_epoch=3, patience=100))
+    assert [round(entry["epoch"], 1) for entry in result.history] == [0.3, 0.7, 1, 1.3, 1.7, 2]
+
+
+def test_divergence_is_one_clear_error(synthetic_dataset: PreparedDataset, tmp_path: Path) -> None:
+    recorder = Recorder()
+    job = make_job(synthetic_dataset, tmp_path, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(UserError, match="training diverged"):
+        train(job, listeners=[recorder])
+    assert isinstance(recorder.error, UserError)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda"}, "no CUDA device"),
+        ({"optimizer": "sgd", "weight_decay": 0.1}, "only optimizer 'adam' decays"),
+    ],
+)
+def test_settings_that_cannot_hold_are_one_clear_error(
+    settings: dict[str, object],
+    message: str,
+    synthetic_dataset: PreparedDataset,
+    tmp_path: Path,
+) -> None:
+    if settings.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UserError, match=message):
+        train(make_job(synthetic_dataset, tmp_path, **settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_cannot_be_written(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(make_job(synthetic_dataset, tmp_path / "file"))
+
+
+def test_training_works_outside_the_main_thread(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    results: list[RunResult] = []
+    job = make_job(synthetic_dataset, tmp_path, epochs=1)
+    thread = threading.Thread(target=lambda: results.append(train(job)))
+    thread.start()
+    thread.join(timeout=60)
+    assert results[0].steps > 0
+    assert time.time() - os.stat(results[0].folder).st_mtime < 60
