@@ -175,6 +175,8 @@ class EmbeddingConfig:
         learning_rate: of the tables.
         weight_decay: of tables trained by "adam" (decoupled); no other optimizer has it.
         dense_rows: largest physical table, in rows, that "adam" may train.
+        epsilon: added to the root of an Adagrad table's sums of squared gradients; the larger, the
+            smaller the first steps of rarely seen rows.
         init_range: tables start uniform in [-init_range, init_range].
         l2: strength of a penalty on looked-up vectors: l2/2 times the squared norm of an example's
             vectors, averaged over the batch, is added to the loss.
@@ -189,6 +191,7 @@ class EmbeddingConfig:
         "learning_rate",
         "weight_decay",
         "dense_rows",
+        "epsilon",
         "init_range",
         "l2",
         "seed",
@@ -205,6 +208,7 @@ class EmbeddingConfig:
     learning_rate: Rate = 0.02
     weight_decay: NonNegative = 0.0
     dense_rows: Count = 100_000
+    epsilon: Rate = 1e-8
     init_range: Rate = 0.05
     l2: NonNegative = 0.0
     seed: int = 0

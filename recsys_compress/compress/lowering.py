@@ -24,6 +24,7 @@ class TableOptions:
             looked-up rows only; "adam" is dense: every row, every step.
         learning_rate: step size.
         weight_decay: decoupled, per step times the learning rate; "adam" only.
+        epsilon: added to the root of the sums of squared gradients; Adagrad only.
         init_range: values start uniform in [-init_range, init_range].
         dense_rows: the largest table, in rows, that "adam" may train.
     """
@@ -31,6 +32,7 @@ class TableOptions:
     optimizer: TableOptimizerName = "rowwise_adagrad"
     learning_rate: float = 0.02
     weight_decay: float = 0.0
+    epsilon: float = 1e-8
     init_range: float = 0.05
     dense_rows: int = 100_000
 

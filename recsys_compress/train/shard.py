@@ -25,9 +25,6 @@ from torchrec.optim import RowWiseAdagrad
 from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
 from recsys_compress.errors import UserError
 
-EPSILON = 1e-8
-
-
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Holds the process group that sharded modules need, of one process.
@@ -110,7 +107,7 @@ def _fuse(weight: nn.Parameter, options: TableOptions) -> None:
     }
     settings: dict[str, float] = {"lr": options.learning_rate}
     if options.optimizer != "sgd":
-        settings["eps"] = EPSILON
+        settings["eps"] = options.epsilon
     apply_optimizer_in_backward(optimizers[options.optimizer], [weight], settings)
 
 
