@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -181,21 +181,8 @@ class EmbeddingConfig:
         l2: strength of a penalty on looked-up vectors: l2/2 times the squared norm of an example's
             vectors, averaged over the batch, is added to the loss.
         seed: of the hash functions.
-        methods: per method, its own knobs; besides them any of `OVERRIDES` may stand there and
-            holds for that method instead of the value here.
+        methods: the knobs of methods, by name; see `recsys-compress methods`.
     """
-
-    OVERRIDES: ClassVar = (
-        "dim",
-        "optimizer",
-        "learning_rate",
-        "weight_decay",
-        "dense_rows",
-        "epsilon",
-        "init_range",
-        "l2",
-        "seed",
-    )
 
     __pydantic_config__ = STRICT
 
@@ -213,22 +200,6 @@ class EmbeddingConfig:
     l2: NonNegative = 0.0
     seed: int = 0
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def resolved(self, method: str | None = None) -> "EmbeddingConfig":
-        """Returns the settings that hold for a method (by default the job's own).
-
-        Raises:
-            UserError: an override has a wrong type or value.
-        """
-        method = method or self.method
-        own = self.methods.get(method, {})
-        settings = dataclasses.asdict(self) | {k: own[k] for k in self.OVERRIDES if k in own}
-        return parse(EmbeddingConfig, settings, where=f"embedding.methods.{method}")
-
-    def knobs(self, method: str) -> dict[str, Any]:
-        """Returns what stands in a method's section besides overrides: its own knobs."""
-        own = self.methods.get(method, {})
-        return {key: value for key, value in own.items() if key not in self.OVERRIDES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +277,9 @@ class Job:
 def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
     """Reads a job from a TOML file, with `key=value` overrides (`train.seed=1`).
 
+    Besides the job's own sections the file may have `[variants.METHOD.SECTION]`: settings that hold
+    where `embedding.method` is METHOD. Overrides win over them.
+
     Raises:
         UserError: the file cannot be read or parsed, or a key or value is not valid.
     """
@@ -315,9 +289,16 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a job file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not valid TOML: {error}") from error
-    for override in overrides:
-        _set(raw, override)
-    return parse(Job, raw, where=str(path))
+    variants = raw.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise UserError(f"{path}: variants must be sections like [variants.unified.train]")
+    overrides = list(overrides)
+    for name, variant in variants.items():  # each must be valid, chosen or not
+        parse(Job, _merged(raw, variant), where=f"{path}: variants.{name}")
+    chosen = _overridden(raw, overrides).get("embedding", {})
+    method = chosen.get("method", "full") if isinstance(chosen, dict) else None
+    job = _overridden(_merged(raw, variants.get(method, {})), overrides)
+    return parse(Job, job, where=str(path))
 
 
 def dump_job(job: Job) -> str:
@@ -373,29 +354,41 @@ def budget_bytes(budget: str, full_bytes: int) -> int:
     return int(float(share[1]) * full_bytes)
 
 
-def _set(raw: dict[str, Any], override: str) -> None:
-    """Applies one `key=value`; the value is TOML, or else a plain string."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"--set {override!r}: write it as key=value, like train.seed=1")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        raw = raw.setdefault(parent, {})
-        if not isinstance(raw, dict):
-            raise UserError(f"--set {override!r}: {parent!r} is a value, not a section")
-    raw[last] = value
+def _merged(raw: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `raw` with the values of `over` laid over it, section by section."""
+    merged = dict(raw)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
+
+
+def _overridden(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns `raw` with each `key=value` applied; a value is TOML, or else a plain string."""
+    merged = dict(raw)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set {override!r}: write it as key=value, like train.seed=1")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        merged = _merged(merged, value)
+    return merged
 
 
 def _explain(kind: type, error: ValidationError) -> str:
-    """Returns one line for the first fault pydantic found."""
-    fault = error.errors(include_url=False)[0]
+    """Returns one line for one fault: an unknown key, since others may follow from it, or any."""
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    fault = min(error.errors(include_url=False), key=lambda f: f["type"] not in unknown)
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if fault["type"] in unknown:
         return f"unknown key {key!r}; {nearest(path[-1], _keys(kind, path[:-1]))}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"key {key!r} is missing; add it"

@@ -116,7 +116,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
             pooled.append((result.keys(), result.values()))
         for table, part in zip(self._dense_tables, dense, strict=True):
             pooled.append((list(table.lookups), self._look_up_dense(table, part)))
-        return self.output(pooled, features)
+        output: KeyedTensor = self.output(pooled, features)
+        return output
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Returns the logical tables, with the width of the vectors that they give."""

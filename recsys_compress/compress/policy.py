@@ -152,16 +152,14 @@ def describe(method: Method) -> dict[str, Any]:
 
 
 def _rule(name: str, config: EmbeddingConfig, table: str | None = None) -> Rule:
-    """Builds the rule of one method from its own settings over the job's."""
+    """Builds a rule: the method's own knobs, and the job's options for all tables."""
     kind = method_class(name)
-    settings = config.resolved(name)
-    knobs = config.knobs(name)
+    knobs = dict(config.methods.get(name, {}))
     if "seed" in {f.name for f in dataclasses.fields(kind)}:
-        knobs["seed"] = settings.seed
+        knobs.setdefault("seed", config.seed)
+    options = {f.name: getattr(config, f.name) for f in dataclasses.fields(TableOptions)}
     return Rule(
         method=parse(kind, knobs, where=f"embedding.methods.{name}"),
-        options=TableOptions(
-            **{f.name: getattr(settings, f.name) for f in dataclasses.fields(TableOptions)}
-        ),
+        options=TableOptions(**options),
         table=table,
     )

@@ -1,6 +1,7 @@
 """One batch of training examples."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass
-class Batch(Pipelineable):  # type: ignore[misc]  # torchrec has no types
+class Batch(Pipelineable):
     """B examples, ready for a CTR model.
 
     Attributes:
@@ -42,7 +43,7 @@ class Batch(Pipelineable):  # type: ignore[misc]  # torchrec has no types
         """Keeps the batch's memory until `stream` is done with it."""
         for tensor in (self.dense, self.labels, *(() if self.weights is None else (self.weights,))):
             tensor.record_stream(stream)
-        self.sparse.record_stream(stream)
+        self.sparse.record_stream(cast("torch.cuda.Stream", stream))
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in page-locked memory, from where copies to a GPU are asynchronous."""

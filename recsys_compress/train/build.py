@@ -46,8 +46,7 @@ def build(job: Job, schema: Schema) -> Built:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device = 'cuda': there is no CUDA device; use 'cpu'")
     torch.manual_seed(job.train.seed)
-    settings = job.embedding.resolved()
-    tables = logical_tables(schema, settings.dim)
+    tables = logical_tables(schema, job.embedding.dim)
     policy = resolve(job.embedding, tables)
     embeddings = CompressedEmbeddingBagCollection(
         tables=tables,

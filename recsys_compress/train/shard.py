@@ -8,22 +8,31 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.tbe.config.embedding_config import BoundsCheckMode
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.optim.apply_optimizer_in_backward import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,
 )
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
-from torchrec.distributed.types import BoundsCheckMode, ShardedTensor, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import (
+    ModuleSharder,
+    ModuleShardingPlan,
+    ShardingEnv,
+    ShardingPlan,
+)
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.optim import RowWiseAdagrad
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
 from recsys_compress.errors import UserError
+
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
@@ -60,10 +69,11 @@ def shard(
         The model with its tables in FBGEMM's kernels; `fused_optimizer` is theirs.
     """
     path = next(name for name, module in model.named_modules() if module is embeddings)
-    plan: dict[str, object] = {}
-    sharder = EmbeddingBagCollectionSharder(
+    plan: dict[str, ModuleShardingPlan] = {}
+    sharder = cast(
+        "ModuleSharder[nn.Module]",
         # Our id transform has checked already; the kernel's check would only warn.
-        fused_params={"bounds_check_mode": BoundsCheckMode.NONE}
+        EmbeddingBagCollectionSharder(fused_params={"bounds_check_mode": BoundsCheckMode.NONE}),
     )
     if isinstance(embeddings.fused, EmbeddingBagCollection):
         for name, options in embeddings.table_options().items():
@@ -79,7 +89,7 @@ def shard(
         )
     return DistributedModelParallel(
         model,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        env=ShardingEnv.from_process_group(dist.distributed_c10d._get_default_group()),
         device=device,
         plan=ShardingPlan(plan=plan),
         sharders=[sharder],

@@ -119,7 +119,7 @@ class Trainer:
         self.total_steps = job.train.epochs * len(self.reader)
         self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))
         self.progress = Progress()
-        self._penalty = _Penalty(job.embedding.resolved().l2, self.built.embeddings)
+        self._penalty = _Penalty(job.embedding.l2, self.built.embeddings)
         name = f"{self.name}-{self.progress.run_id[:8]}"
         self.folder = resume or Path(job.train.output) / name
         if resume is None:
@@ -287,7 +287,7 @@ class Trainer:
         )
 
     def _write_folder(self) -> None:
-        tables = logical_tables(self.dataset.schema, self.job.embedding.resolved().dim)
+        tables = logical_tables(self.dataset.schema, self.job.embedding.dim)
         lowering = [
             {
                 "tables": [table.name for table in assignment.tables],

@@ -93,22 +93,22 @@ def test_serving_bytes_are_unpadded_and_count_scales() -> None:
     ]
 
 
-def test_settings_of_a_method_win_over_the_jobs() -> None:
+def test_a_job_describes_a_policy() -> None:
     config = EmbeddingConfig(
         method="unified",
         dim=12,
         learning_rate=0.5,
         budget="0.1x",
+        seed=7,
         rules=(RuleConfig(table="item", method="hash"),),
-        methods={
-            "unified": {"num_probes": 3, "optimizer": "adam", "learning_rate": 0.01},
-            "hash": {"dim": 8},
-        },
+        methods={"unified": {"num_probes": 3}, "hash": {"share": 0.5}},
     )
     policy = resolve(config, make_tables())
-    assert policy.default.options == TableOptions(optimizer="adam", learning_rate=0.01)
-    assert policy.rules[0].options == TableOptions(learning_rate=0.5)
+    assert policy.default.options == policy.rules[0].options == TableOptions(learning_rate=0.5)
+    assert isinstance(policy.default.method, Unified)
     assert policy.default.method.num_probes == 3
+    assert policy.default.method.seed == 7
+    assert policy.rules[0].table == "item"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,8 @@ def test_settings_of_a_method_win_over_the_jobs() -> None:
         ({"method": "unifed"}, "did you mean 'unified'"),
         ({"methods": {"hash": {"shar": 0.1}}}, "unknown key 'shar'; did you mean 'share'"),
         ({"methods": {"hash": {"share": "x"}}}, r"embedding.methods.hash: share = 'x'"),
-        ({"methods": {"full": {"optimizer": "lamb"}}}, "optimizer = 'lamb'"),
+        ({"methods": {"full": {"optimizer": "adam"}}}, "unknown key 'optimizer'"),
+        ({"optimizer": "rowise_adagrad"}, "did you mean 'rowwise_adagrad'"),
         ({"weight_decay": 0.1}, "has no weight decay on CPU"),
         ({"optimizer": "adam", "dense_rows": 10}, "no fused Adam on CPU"),
         ({"budget": "0x"}, "not positive"),
