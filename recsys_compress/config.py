@@ -173,7 +173,8 @@ class EmbeddingConfig:
             pass and touch looked-up rows only; "adam" is dense, for replicated tables of at most
             `dense_rows` rows.
         learning_rate: of the tables.
-        weight_decay: of tables trained by "adam" (decoupled); no other optimizer has it.
+        weight_decay: of tables trained by "adam", as an L2 term in the gradient of every row; no
+            other optimizer has it.
         dense_rows: largest physical table, in rows, that "adam" may train.
         epsilon: added to the root of an Adagrad table's sums of squared gradients; the larger, the
             smaller the first steps of rarely seen rows.

@@ -23,7 +23,8 @@ class TableOptions:
         optimizer: "rowwise_adagrad", "adagrad" and "sgd" are fused into the backward pass and touch
             looked-up rows only; "adam" is dense: every row, every step.
         learning_rate: step size.
-        weight_decay: decoupled, per step times the learning rate; "adam" only.
+        weight_decay: times the weights, added to the gradient of every row (an L2 term inside
+            Adam, not decoupled); "adam" only.
         epsilon: added to the root of the sums of squared gradients; Adagrad only.
         init_range: values start uniform in [-init_range, init_range].
         dense_rows: the largest table, in rows, that "adam" may train.

@@ -45,7 +45,7 @@ class Optimizers:
                 {"params": [parameters[n]], "lr": o.learning_rate, "weight_decay": o.weight_decay}
                 for n, o in tables.items()
             ]
-            self._dense.append(torch.optim.AdamW(groups, fused=True))
+            self._dense.append(torch.optim.Adam(groups, fused=True))
         _check_partition(parameters, fused, self._dense)
         self._rates = [[g["lr"] for g in o.param_groups] for o in (self._fused, *self._dense)]
 

@@ -150,7 +150,7 @@ class Trainer:
                         self._evaluate_and_keep(loss)
                     if due or interrupted.is_set():
                         self._checkpoint()
-                    if interrupted.is_set() or self.progress.waited > self.job.train.patience:
+                    if interrupted.is_set() or self.progress.waited >= self.job.train.patience:
                         return
                     meter = _Meter()
                 elif self._is_checkpoint_step():
