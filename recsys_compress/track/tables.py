@@ -1,0 +1,49 @@
+"""Results as short tables on standard output."""
+
+import math
+import sys
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from recsys_compress.track.plots import format_bytes
+from recsys_compress.train.events import RunResult
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Returns a table, its first column to the left, all others to the right."""
+    table = Table(box=SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; where there is no terminal there is no width to fit into."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def print_result(result: RunResult) -> None:
+    """Prints the figures of one run."""
+    names = ("auc", "logloss", "ne", "calibration", "ece")
+    rows = [
+        [split, *(f"{figures.get(name, math.nan):.4f}" for name in names)]
+        for split, figures in (("valid", result.valid), ("test", result.test))
+        if figures  # an interrupted run has not read the test split
+    ]
+    print_table(make_table(["", *names], rows))
+    sizes = result.bytes
+    lines = (
+        f"embeddings  {format_bytes(sizes['tables'])}, full tables {format_bytes(sizes['full'])}: "
+        f"{sizes['ratio']:.1f}x",
+        f"training    {result.samples_per_s:,.0f} samples/s, {result.seconds:.0f} s, "
+        f"peak memory {format_bytes(result.peak_rss_bytes)}",
+        f"run         {result.run_id} in {result.folder}",
+    )
+    console = Console(highlight=False, soft_wrap=True)
+    for line in lines:
+        console.print(line, markup=False)
