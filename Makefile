@@ -73,6 +73,6 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --only-binary :all: --no-
 lock:
 	@command -v $(UV) >/dev/null || { echo "lock needs uv: pip install uv" >&2; exit 1; }
 	@$(COMPILE) --extra cpu requirements/cpu.in --excludes requirements/cpu.exclude \
-	    $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)") \
+	    $(addprefix --find-links ,$(PIP_FIND_LINKS)) \
 	    --output-file requirements/cpu.lock >/dev/null
 	@$(COMPILE) --extra cuda --output-file requirements/cuda.lock >/dev/null

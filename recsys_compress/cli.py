@@ -5,9 +5,7 @@ them, so that help is instant.
 """
 
 import dataclasses
-import json
 import logging
-import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from recsys_compress.errors import UserError
+from recsys_compress.files import to_json
 
 INTERRUPTED = 130
 
@@ -79,10 +78,14 @@ def prepare(
     Example: recsys-compress prepare movielens-1m --from ml-1m --out data/movielens_1m
     """
     from recsys_compress.data.prepare import prepare as prepare_source
-    from recsys_compress.data.sources import make_source
+    from recsys_compress.data.sources import SOURCES, make_source
 
-    options = _options(option or ())
-    options |= {key: value for key, value in (("path", path), ("schema_file", schema)) if value}
+    given = {"path": ("--from", path), "schema_file": ("--schema", schema)}
+    options = _options(option or ()) | {key: value for key, (_, value) in given.items() if value}
+    fields = dataclasses.fields(SOURCES[source]) if source in SOURCES else ()
+    for field in fields:
+        if field.name in given.keys() - options.keys() and field.default is dataclasses.MISSING:
+            raise UserError(f"prepare {source}: needs {given[field.name][0]} PATH; add it")
     dataset = prepare_source(
         make_source(source, options),
         out,
@@ -236,18 +239,7 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(_finite(value), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """Returns the value with None for each number that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    typer.echo(to_json(value))
 
 
 def _hint(command: str) -> None:

@@ -165,8 +165,8 @@ class EmbeddingConfig:
     Attributes:
         method: method of every table that no rule names and that has `min_rows` or more.
         dim: width D of every logical table.
-        budget: bytes of all embedding parameters ("158kB", "2MiB") or a share of the full tables'
-            bytes ("0.1x"); None leaves the method's own knobs as they are.
+        budget: bytes of all embedding parameters ("158kB", "2MiB", 4096) or a share of the full
+            tables' bytes ("0.1x"); None leaves the method's own knobs as they are.
         min_rows: tables with fewer rows are left full.
         rules: exceptions by table.
         optimizer: of the tables. "rowwise_adagrad", "adagrad" and "sgd" run inside the backward
@@ -189,7 +189,7 @@ class EmbeddingConfig:
 
     method: str = "full"
     dim: Count = 16
-    budget: str | None = None
+    budget: str | Count | None = None
     min_rows: Annotated[int, Field(ge=0)] = 100
     rules: tuple[RuleConfig, ...] = ()
     optimizer: TableOptimizerName = "rowwise_adagrad"
@@ -341,12 +341,14 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * units[match[2].lower()])
 
 
-def budget_bytes(budget: str, full_bytes: int) -> int:
+def budget_bytes(budget: str | int, full_bytes: int) -> int:
     """Returns a budget in bytes; "0.1x" is that share of `full_bytes`.
 
     Raises:
         UserError: the budget is neither a size nor a positive share.
     """
+    if isinstance(budget, int):
+        return budget
     share = re.fullmatch(r"\s*(\d*\.?\d+(?:e-?\d+)?)x\s*", budget)
     if share is None:
         return parse_bytes(budget)

@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from recsys_compress.errors import UserError
 
@@ -68,10 +70,23 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Returns plain data as JSON, with null for each number that JSON does not have."""
+    return json.dumps(_finite(value), allow_nan=False, indent=indent)
+
+
 def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _prefix(path: Path) -> str:

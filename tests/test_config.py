@@ -65,6 +65,7 @@ def test_overrides_are_toml_or_plain_text(path: Path) -> None:
     assert job.model.dcnv2.hidden == (8, 4)
     assert job.data.path == "some/where"
     assert job.embedding.budget == "2MiB"
+    assert load_job(path, ["embedding.budget=158000"]).embedding.budget == 158000
     assert job.model.name == "dlrm"
 
 
@@ -116,7 +117,7 @@ def test_a_wrong_file_is_one_clear_error(tmp_path: Path, text: str, message: str
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size
-    assert budget_bytes(text, 1) == size
+    assert budget_bytes(text, 1) == budget_bytes(size, 1) == size
 
 
 @given(share=st.floats(min_value=1e-6, max_value=1), full=st.integers(1, 2**40))

@@ -34,11 +34,11 @@ def read_pins(device: str) -> dict[str, str]:
     return pins
 
 
-def pulled_by(extra: str) -> set[str]:
-    """Names of the packages that installing recsys-compress[extra] asks for."""
+def pulled_by(extra: str) -> dict[str, Requirement]:
+    """What installing recsys-compress[extra] asks for, by name."""
     requirements = map(Requirement, importlib.metadata.requires("recsys-compress") or [])
     return {
-        canonicalize_name(r.name)
+        canonicalize_name(r.name): r
         for r in requirements
         if r.marker is None or r.marker.evaluate({"extra": extra})
     }
@@ -77,12 +77,21 @@ def test_every_pinned_version_is_installed() -> None:
 
 
 def test_metadata_pulls_fbgemm_and_torchrec_only_by_extra() -> None:
+    always, cpu, cuda = (pulled_by(extra).keys() for extra in ("", *DEVICES))
     cuda_only = {"fbgemm-gpu", "torchrec"}
-    assert "torch" in pulled_by("")
-    assert not pulled_by("") & {*cuda_only, "fbgemm-gpu-cpu"}
-    assert "fbgemm-gpu-cpu" in pulled_by("cpu")
-    assert not pulled_by("cpu") & cuda_only
-    assert cuda_only <= pulled_by("cuda")
+    assert "torch" in always
+    assert not always & {*cuda_only, "fbgemm-gpu-cpu"}
+    assert "fbgemm-gpu-cpu" in cpu
+    assert not cpu & cuda_only
+    assert cuda_only <= cuda
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_lock_meets_the_metadata(device: str) -> None:
+    pins = read_pins(device)
+    for name, requirement in pulled_by(device).items():
+        assert name in pins, f"{name} is in pyproject.toml only: run make lock"
+        assert pins[name] in requirement.specifier
 
 
 def test_torch_torchrec_and_fbgemm_work_together() -> None:

@@ -45,7 +45,7 @@ def prepare(
     encoding: Encoding = "vocabulary",
     min_count: int = 1,
     seed: int = 0,
-    chunk_rows: int = 1 << 18,
+    chunk_rows: int = 1 << 17,
     rows_per_file: int = 1 << 21,
     row_group_rows: int = 1 << 16,
     progress: bool = False,
@@ -87,9 +87,9 @@ def prepare(
     with atomic_folder(Path(out)) as folder:
         run = _Preparation(source, folder, encoding, min_count, seed, chunk_rows)
         with RowProgress("counting ids", shown=progress) as bar:
-            run.count(bar)
+            rows = run.count(bar)
         ids = run.write_ids()
-        with RowProgress("writing", shown=progress) as bar:
+        with RowProgress("writing", shown=progress, total=rows) as bar:
             manifest = run.write_rows(bar, ids, rows_per_file, row_group_rows)
         text = json.dumps(dataclasses.asdict(manifest), indent=2, default=str)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -119,8 +119,8 @@ class _Preparation:
         }
         self.types: dict[str, tuple[pa.DataType, str]] = {}
 
-    def count(self, bar: RowProgress) -> None:
-        """First pass: counts the ids of the training split."""
+    def count(self, bar: RowProgress) -> int:
+        """First pass: counts the ids of the training split; returns the number of all rows."""
         rows = np.zeros(len(SPLITS), dtype=np.int64)
         for chunk, split in self._chunks(bar):
             rows += np.bincount(split, minlength=len(SPLITS))
@@ -135,6 +135,7 @@ class _Preparation:
                     f"{self.source.name}: split {name!r} has no rows (of {rows.sum()}); "
                     "every split needs some"
                 )
+        return int(rows.sum())
 
     def write_ids(self) -> dict[str, FileInfo]:
         """Writes id counts and vocabularies."""

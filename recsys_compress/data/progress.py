@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 _LINE_SECONDS = 10.0
 
@@ -16,9 +16,10 @@ class RowProgress:
     Args:
         title: what is done.
         shown: whether anything is shown.
+        total: number of rows, where it is known.
     """
 
-    def __init__(self, title: str, *, shown: bool) -> None:
+    def __init__(self, title: str, *, shown: bool, total: int | None = None) -> None:
         self._title = title
         self._shown = shown
         self._rows = 0
@@ -27,13 +28,13 @@ class RowProgress:
         console = Console(stderr=True)
         if shown and console.is_terminal:
             self._bar = Progress(
-                SpinnerColumn(),
                 TextColumn("{task.description}"),
+                BarColumn(),
                 TextColumn("{task.completed:,.0f} rows, {task.fields[rate]:,.0f} rows/s"),
                 TimeElapsedColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task(title, total=None, rate=0.0)
+            self._task = self._bar.add_task(title, total=total, rate=0.0)
 
     def __enter__(self) -> "RowProgress":
         if self._bar is not None:

@@ -165,7 +165,8 @@ class _BatchMaker:
 
     def make(self, rows: Rows, positions: Positions) -> Batch:
         """Returns the batch of the rows at `positions`, shape (B,)."""
-        single = np.take(rows.single, positions, axis=1).astype(np.int64, copy=False)
+        taken = np.take(rows.single, positions, axis=0)
+        single = taken.T.astype(np.int64, order="C")
         if len(self._single) == len(self._fields):
             sparse = self._one_id_each(torch.from_numpy(single))
         else:

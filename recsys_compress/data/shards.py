@@ -1,5 +1,6 @@
 """The rows of a split as one sequence of row groups, read in part into arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from recsys_compress.errors import UserError
 
 Ids = npt.NDArray[np.signedinteger]
 Floats = npt.NDArray[np.float32]
+
+_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,8 @@ class Rows:
         labels: (N,) float32.
         weights: (N,) float32 example weights, or None.
         dense: (N, D) float32.
-        single: (S, N) ids of the S single-valued fields, in schema order.
+        single: (N, S) ids of the S single-valued fields, in schema order. Rows are contiguous, so
+            that taking random ones touches few cache lines.
         jagged: bags by name of the multi-valued field.
     """
 
@@ -105,7 +109,7 @@ class Shards:
             labels=np.empty(size, dtype=np.float32),
             weights=None if schema.weight is None else np.empty(size, dtype=np.float32),
             dense=np.empty((size, len(schema.dense)), dtype=np.float32),
-            single=np.empty((len(single), size), dtype=self._id_type),
+            single=np.empty((size, len(single)), dtype=self._id_type),
             jagged={},
         )
         bags: dict[str, list[Jagged]] = {f.name: [] for f in schema.categorical if f.multi_valued}
@@ -117,10 +121,9 @@ class Shards:
             rows.labels[here] = _numpy(table, schema.label)
             if rows.weights is not None and schema.weight is not None:
                 rows.weights[here] = _numpy(table, schema.weight)
-            for column, name in enumerate(schema.dense):
-                rows.dense[here, column] = _numpy(table, name)
-            for index, field in enumerate(single):
-                rows.single[index, here] = _checked(_numpy(table, field.name), field, path)
+            _interleave([_numpy(table, name) for name in schema.dense], rows.dense[here])
+            ids = [_checked(_numpy(table, field.name), field, path) for field in single]
+            _interleave(ids, rows.single[here])
             for name, parts in bags.items():
                 parts.append(_bags(table, self._field(name), path))
             first = here.stop
@@ -173,6 +176,13 @@ def _numpy(table: pa.Table, name: str) -> npt.NDArray[np.generic]:
     column = table[name]
     array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _interleave(columns: Sequence[npt.NDArray[np.generic]], out: npt.NDArray[np.generic]) -> None:
+    """Writes n columns of R values into `out`, shape (R, n), block by block to stay in cache."""
+    for start in range(0, len(out) if columns else 0, _BLOCK_ROWS):
+        stop = start + _BLOCK_ROWS
+        np.stack([column[start:stop] for column in columns], axis=1, out=out[start:stop])
 
 
 def _checked(ids: npt.NDArray[np.generic], field: CategoricalField, path: Path) -> Ids:

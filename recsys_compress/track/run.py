@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from recsys_compress.config import Job, dump_job
 from recsys_compress.errors import UserError
-from recsys_compress.files import write_text
+from recsys_compress.files import to_json, write_text
 from recsys_compress.track import plots
 from recsys_compress.track.uri import (
     artifact_location,
@@ -65,7 +65,7 @@ def tracked_train(
     result = train(job, listeners=[tracker, *listeners], resume=resume)
     # MLflow gives out its own ids; the run is to have one only.
     result = dataclasses.replace(result, run_id=tracker.run_id)
-    write_text(result.folder / "result.json", json.dumps(result.to_json(), indent=2))
+    write_text(result.folder / "result.json", to_json(result.to_json(), indent=2))
     return result
 
 
@@ -119,7 +119,7 @@ class MLflowListener:
         """Logs the final figures and plots and closes the MLflow run."""
         self.metrics(result.steps, _final_metrics(result))
         self._flush()
-        history = json.dumps(result.history, indent=2)
+        history = to_json(result.history, indent=2)
         self._send(self._client.log_text, self.run_id, history, "history.json")
         for path in _draw(result):
             self._send(self._client.log_artifact, self.run_id, str(path))

@@ -28,7 +28,7 @@ from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
-from recsys_compress.files import atomic_file, atomic_folder, write_text
+from recsys_compress.files import atomic_file, atomic_folder, to_json, write_text
 from recsys_compress.train.build import Built, build, logical_tables
 from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
@@ -126,7 +126,12 @@ class Trainer:
             self._write_folder()
         else:
             self._restore(load_newest(self.folder / "checkpoints"))
-        self._tell_start()
+        try:
+            self._tell_start()
+        except BaseException:  # a listener refuses: the run has not begun, so it leaves nothing
+            if resume is None:
+                shutil.rmtree(self.folder)
+            raise
 
     @property
     def name(self) -> str:
@@ -192,7 +197,7 @@ class Trainer:
             history=progress.history,
             calibration=calibration,
         )
-        write_text(self.folder / "result.json", json.dumps(result.to_json(), indent=2))
+        write_text(self.folder / "result.json", to_json(result.to_json(), indent=2))
         for listener in self.listeners:
             listener.finished(result)
         return result

@@ -51,9 +51,7 @@ def test_frequencies_count_the_training_split(synthetic_dataset: PreparedDataset
         assert (counts[3:] <= counts[2:-1]).all()
 
 
-def test_equal_sources_give_equal_checksums(
-    synthetic_dataset: PreparedDataset, tmp_path: Path
-) -> None:
+def test_equal_sources_give_equal_checksums(tmp_path: Path) -> None:
     def made(name: str, **options: int) -> str:
         source = Synthetic(rows=3000, cardinalities=(5, 50), dense=2)
         return prepare(source, tmp_path / name, **options).checksum
@@ -74,7 +72,9 @@ def test_hash_encoding_has_counts_but_no_vocabulary(tmp_path: Path) -> None:
         dataset.vocabulary("field_0")
     with pytest.raises(UserError, match="has no field 'field_1'; did you mean 'field_0'"):
         dataset.id_counts("field_1")
-    assert sum(len(batch) for batch in Reader(dataset, "test", batch_size=9)) == dataset.rows("test")
+    assert sum(len(batch) for batch in Reader(dataset, "test", batch_size=9)) == dataset.rows(
+        "test"
+    )
 
 
 def test_a_folder_without_a_dataset(tmp_path: Path) -> None:

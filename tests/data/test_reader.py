@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_tables import tabular, write
 
 from recsys_compress.data.batch import Batch
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.prepare import prepare
 from recsys_compress.data.reader import Reader
+from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
-from raw_tables import tabular, write
 
 ROWS = 600
 TOML = """
@@ -205,6 +206,14 @@ def test_order_depends_on_seed_and_epoch_only(synthetic_dataset: PreparedDataset
     assert displaced.mean() > 0.99
 
 
+def test_epochs_differ_within_one_row_group(tmp_path: Path) -> None:
+    dataset = prepare(Synthetic(rows=2000, cardinalities=(5,), dense=1), tmp_path / "one")
+    assert pq.read_metadata(dataset.files("train")[0]).num_row_groups == 1
+    reader = Reader(dataset, "train", batch_size=2000, shuffle=True)
+    first, second = (next(iter(reader.epoch(epoch))).dense[:, 0] for epoch in (0, 1))
+    assert (first != second).float().mean() > 0.99
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_drop_last_gives_every_rank_the_same_whole_batches(
     synthetic_dataset: PreparedDataset, world_size: int
@@ -247,8 +256,6 @@ def test_an_abandoned_epoch_leaves_no_thread(synthetic_dataset: PreparedDataset)
 
 @pytest.fixture
 def own_copy(tmp_path: Path) -> PreparedDataset:
-    from recsys_compress.data.sources.synthetic import Synthetic
-
     source = Synthetic(rows=2000, cardinalities=(5, 9), dense=1)
     return prepare(source, tmp_path / "dataset", row_group_rows=100)
 

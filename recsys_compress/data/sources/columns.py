@@ -64,15 +64,14 @@ def floats(
 
 
 def ids(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Returns a column of ids, or of lists of them, as int64 or large_string.
+    """Returns a column of ids as int64 or large_string.
 
     Raises:
         UserError: the values are neither integers nor strings.
     """
     kind = column.type
     if _is_list(kind):
-        lists = column.combine_chunks()
-        return pa.chunked_array([_rebuild(lists, _flat_ids(lists, name, where))])
+        raise UserError(f"{where}: column {name!r} holds lists; name it under multi_valued")
     if pa.types.is_dictionary(kind):
         return ids(pc.cast(column, kind.value_type), name, where)
     if _is_string(kind):
@@ -102,6 +101,33 @@ def lists(column: pa.ChunkedArray, separator: str | None, name: str, where: str)
     return pc.split_pattern(pc.if_else(empty, None, column), separator)
 
 
+def id_lists(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Returns lists of int64 or large_string; a null list becomes an empty one.
+
+    Raises:
+        UserError: the values are neither integers nor strings.
+    """
+    array = column.combine_chunks()
+    values = ids(pa.chunked_array([array.flatten()]), name, where).combine_chunks()
+    return pa.chunked_array([_rebuild(array, values)])
+
+
+def weights(column: pa.ChunkedArray, name: str, where: str, first_row: int) -> pa.ChunkedArray:
+    """Returns a column of example weights as float32; arguments as of `floats`.
+
+    Raises:
+        UserError: a weight is missing, negative or not finite.
+    """
+    numbers = floats(column, name, where, first_row, missing=None)
+    row = _first(pc.less(numbers, 0))
+    if row is not None:
+        raise UserError(
+            f"{where}: weight {name!r} is {column[row].as_py()!r} in row {first_row + row}; "
+            "weights must not be negative"
+        )
+    return numbers
+
+
 def list_weights(
     weights: pa.ChunkedArray, ids: pa.ChunkedArray, name: str, where: str, first_row: int
 ) -> pa.ChunkedArray:
@@ -124,17 +150,18 @@ def list_weights(
             f"{where}: column {name!r} has not one weight per id in row {first_row + row}"
         )
     values = array.flatten()
-    if _is_string(values.type):
-        try:
-            values = pc.cast(values, pa.float64())
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{where}: column {name!r} holds no numbers: {error}") from error
-    numbers = floats(pa.chunked_array([values]), name, where, first_row, missing=None)
-    return pa.chunked_array([_rebuild(array, numbers.combine_chunks())])
-
-
-def _flat_ids(array: pa.Array, name: str, where: str) -> pa.Array:
-    return ids(pa.chunked_array([array.flatten()]), name, where).combine_chunks()
+    try:
+        numbers = pc.cast(values, pa.float64()).cast(pa.float32(), safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{where}: column {name!r} holds no numbers: {error}") from error
+    at = _first(pc.fill_null(pc.invert(pc.is_finite(numbers)), True))
+    if at is not None:
+        row = int(np.searchsorted(np.cumsum(_lengths(array)), at, side="right"))
+        raise UserError(
+            f"{where}: column {name!r} holds {values[at].as_py()!r} in row {first_row + row}; "
+            "it must hold finite numbers"
+        )
+    return pa.chunked_array([_rebuild(array, numbers)])
 
 
 def _rebuild(array: pa.Array, values: pa.Array) -> pa.Array:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from recsys_compress.data.sources.columns import ids
+from recsys_compress.data.sources.columns import id_lists, ids
 from recsys_compress.data.sources.files import unreadable
 from recsys_compress.data.sources.source import Chunk, RawField, RawSchema, Source
 from recsys_compress.data.split import DEFAULT_FRACTIONS, Fractions
@@ -100,7 +100,7 @@ def _join(ratings: pa.Table, users: pa.Table, movies: pa.Table | None) -> pa.Tab
     if movies is not None:
         film = pc.index_in(ratings["movie_id"], value_set=movies["movie_id"])
         genres = pc.split_pattern(movies["genres"].take(film), "|")
-        columns["genres"] = ids(genres, "genres", "movies")
+        columns["genres"] = id_lists(genres, "genres", "movies")
     return pa.table(columns)
 
 

@@ -28,7 +28,7 @@ _CARDINALITIES = (10, 100, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_00
 _COMMON_RANKS = 1000
 _BIAS = -1.0
 _EFFECT_SHARE = 0.8
-_LOGIT_STD = 2.2
+_LOGIT_STD = 3.0
 
 _LABEL, _IDS, _DENSE, _LATENT = (stream << 32 for stream in range(1, 5))
 
@@ -50,7 +50,7 @@ class Synthetic(Source):
 
     rows: int = 600_000
     cardinalities: tuple[int, ...] = _CARDINALITIES
-    zipf: float = 1.1
+    zipf: float = 1.2
     dense: int = 4
     seed: int = 0
     fractions: Fractions = DEFAULT_FRACTIONS

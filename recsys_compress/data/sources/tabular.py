@@ -44,7 +44,15 @@ import pyarrow.compute as pc
 
 from recsys_compress.config import parse
 from recsys_compress.data.schema import Pooling
-from recsys_compress.data.sources.columns import floats, ids, labels, list_weights, lists
+from recsys_compress.data.sources.columns import (
+    floats,
+    id_lists,
+    ids,
+    labels,
+    list_weights,
+    lists,
+    weights,
+)
 from recsys_compress.data.sources.files import (
     CsvFormat,
     check_columns,
@@ -241,7 +249,7 @@ class Tabular(Source):
         label = spec.label.column or "label"
         columns = {label: _label(table, spec.label, where, row)}
         if spec.weight is not None:
-            columns[spec.weight] = _weight(table[spec.weight], spec.weight, where, row)
+            columns[spec.weight] = weights(table[spec.weight], spec.weight, where, row)
         for name in spec.dense:
             columns[name] = floats(table[name], name, where, row, missing=spec.dense_missing)
         for name in spec.categorical:
@@ -276,23 +284,14 @@ def _label(table: pa.Table, label: LabelColumn, where: str, row: int) -> pa.Arra
     return labels(positive, label.column, where, row)
 
 
-def _weight(column: pa.ChunkedArray, name: str, where: str, row: int) -> pa.ChunkedArray:
-    weights = floats(column, name, where, row, missing=None)
-    least = pc.min(weights).as_py()
-    if least is not None and least < 0:
-        raise UserError(f"{where}: weight {name!r} is {least}; weights must not be negative")
-    return weights
-
-
 def _multi_valued(
     table: pa.Table, multi: MultiValuedColumn, where: str, row: int
 ) -> dict[str, pa.ChunkedArray]:
     values = lists(table[multi.column], multi.separator, multi.column, where)
-    columns = {multi.column: ids(values, multi.column, where)}
+    columns = {multi.column: id_lists(values, multi.column, where)}
     if multi.weights is not None:
         raw = lists(table[multi.weights], multi.separator, multi.weights, where)
-        weights = list_weights(raw, values, multi.weights, where, row)
-        columns[f"{multi.column}.weights"] = weights
+        columns[f"{multi.column}.weights"] = list_weights(raw, values, multi.weights, where, row)
     return columns
 
 
