@@ -33,7 +33,8 @@ BUDGETS = ("0.2x", "0.1x", "0.03x", "0.01x")
 
 _JOB = Job(
     data=DataConfig(path=""),
-    train=TrainConfig(epochs=2, evals_per_epoch=2),
+    embedding=EmbeddingConfig(learning_rate=0.1, epsilon=1e-3),
+    train=TrainConfig(epochs=2, evals_per_epoch=2, schedule="linear"),
     tracking=TrackingConfig(experiment="recsys-compress-demo"),
 )
 
@@ -111,7 +112,9 @@ def _train(dataset: PreparedDataset, out: Path, budget: str | None) -> RunResult
     job = dataclasses.replace(
         _JOB,
         data=DataConfig(path=str(dataset.path)),
-        embedding=EmbeddingConfig(method="unified" if budget else "full", budget=budget),
+        embedding=dataclasses.replace(
+            _JOB.embedding, method="unified" if budget else "full", budget=budget
+        ),
         train=dataclasses.replace(_JOB.train, output=str(out / "runs")),
     )
     result = tracked_train(job, listeners=[ProgressListener()])

@@ -9,7 +9,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from recsys_compress.compress.hashing import per_value
+from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.merge import MergedTable, Slot, merge
 from recsys_compress.compress.method import method_name
@@ -176,6 +176,8 @@ class PhysicalIds(nn.Module):
             for lowering in lowerings
         ]
         self._slots = list(slots)
+        self._rows = [slot.rows for slot in slots]
+        self._offsets = [slot.offset for slot in slots]
         emitted = [slot.lookup for slot in slots]
         wanted = [name for table in tables for name in table.lookups]
         self._order = None if emitted == wanted else [emitted.index(name) for name in wanted]
@@ -197,35 +199,36 @@ class PhysicalIds(nn.Module):
             for transform, names in zip(self.transforms, self._features, strict=True)
         ]
         length_per_key = [length for part in parts for length in part.length_per_key()]
-        values = torch.cat([part.values() for part in parts])
-        rows = per_value([slot.rows for slot in self._slots], length_per_key, values.device)
-        inside = (values >= 0).logical_and_(values < rows)
-        if values.device.type == "cpu":
-            if not inside.all():
-                raise self._outside(values, inside, length_per_key)
-        else:
-            torch._assert_async(inside.all(), "an id lies outside its embedding table")
-        offsets = per_value([slot.offset for slot in self._slots], length_per_key, values.device)
+        values = _join([part.values() for part in parts])
+        self._check(values, length_per_key)
+        rows, offsets = along_keys(values, self._offsets, length_per_key)
         lookups = KeyedJaggedTensor(
             keys=[slot.lookup for slot in self._slots],
-            values=values + offsets,
+            values=(rows + offsets).view(-1),
             weights=None
             if parts[0].weights_or_none() is None
-            else torch.cat([part.weights() for part in parts]),
-            lengths=torch.cat([part.lengths() for part in parts]),
+            else _join([part.weights() for part in parts]),
+            lengths=_join([part.lengths() for part in parts]),
+            offsets=parts[0].offsets_or_none() if len(parts) == 1 else None,
             stride=features.stride(),
             length_per_key=length_per_key,
         )
         return lookups if self._order is None else lookups.permute(self._order)
 
-    def _outside(self, values: Tensor, inside: Tensor, length_per_key: list[int]) -> ValueError:
-        position = int(inside.logical_not().nonzero()[0])
-        ends = torch.tensor(length_per_key).cumsum(0)
-        slot = self._slots[int(torch.searchsorted(ends, position, right=True))]
-        return ValueError(
-            f"feature {slot.feature!r}: id {int(values[position])} lies outside [0, {slot.rows}); "
-            "prepare the data again, or give the table more rows"
-        )
+    def _check(self, values: Tensor, length_per_key: list[int]) -> None:
+        """Refuses (N,) values of which one is no row of its look-up's table."""
+        ids, rows = along_keys(values, self._rows, length_per_key)
+        inside = (ids >= 0).logical_and_(ids < rows)
+        if values.device.type != "cpu":
+            torch._assert_async(inside.all(), "an id lies outside its embedding table")
+        elif not inside.all():
+            position = int(inside.view(-1).logical_not().nonzero()[0])
+            ends = torch.tensor(length_per_key).cumsum(0)
+            slot = self._slots[int(torch.searchsorted(ends, position, right=True))]
+            raise ValueError(
+                f"feature {slot.feature!r}: id {int(values[position])} lies outside "
+                f"[0, {slot.rows}); prepare the data again, or give the table more rows"
+            )
 
 
 class Output(nn.Module):
@@ -296,6 +299,11 @@ class Output(nn.Module):
         return KeyedTensor(
             keys=order, length_per_key=self._widths, values=pooled.values() * columns
         )
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    """Returns the concatenation; no copy of a single tensor."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _select(features: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:

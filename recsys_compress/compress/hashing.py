@@ -55,6 +55,28 @@ def per_value(constants: Sequence[int], length_per_key: list[int], device: torch
     return torch.repeat_interleave(table, lengths, output_size=sum(length_per_key))
 
 
+def along_keys(
+    values: Tensor, constants: Sequence[int], length_per_key: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Returns values and the constants of their keys in shapes that broadcast.
+
+    Keys of equal length, as with one id per feature, need no copy of a constant for each value.
+
+    Args:
+        values: (N,) integers, keys outermost.
+        constants: (K,) integers.
+        length_per_key: (K,) number of values of each key.
+
+    Returns:
+        Shapes (K, N / K) and (K, 1) where all keys have equally many values, else (1, N) twice.
+    """
+    if len(set(length_per_key)) == 1 and length_per_key[0] > 0:
+        column = _constants(tuple(constants), values.device).unsqueeze(1)
+        return values.view(len(constants), -1), column
+    flat = per_value(constants, length_per_key, values.device)
+    return values.unsqueeze(0), flat.unsqueeze(0)
+
+
 @functools.lru_cache(maxsize=256)
 def _constants(values: tuple[int, ...], device: torch.device) -> Tensor:
     # Not buffers: sharding zero-fills buffers that were made on the meta device.

@@ -1,7 +1,6 @@
 """A run's progress on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import math
-import resource
 import time
 
 from rich.console import Console
@@ -9,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from recsys_compress.track.plots import format_bytes
 from recsys_compress.train.events import Metrics, RunResult, RunStart
+from recsys_compress.train.memory import peak_rss_bytes
 
 _LINE_SECONDS = 10.0
 
@@ -74,9 +74,7 @@ class ProgressListener:
             for key, (label, form) in shown.items()
             if key in self._values
         ]
-        # Linux gives kibibytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return "  ".join([*parts, f"peak memory {format_bytes(peak)}"])
+        return "  ".join([*parts, f"peak memory {format_bytes(peak_rss_bytes())}"])
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import resource
 import shutil
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from recsys_compress.files import atomic_file, atomic_folder, to_json, write_tex
 from recsys_compress.train.build import Built, build, logical_tables
 from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
+from recsys_compress.train.memory import peak_rss_bytes
 from recsys_compress.train.metrics import BinaryMetrics
 from recsys_compress.train.shard import full_tensors, process_group
 
@@ -189,7 +189,7 @@ class Trainer:
             test=test,
             bytes=self._bytes(),
             samples_per_s=progress.rows / max(progress.train_seconds, 1e-9),
-            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_rss_bytes=peak_rss_bytes(),
             seconds=time.perf_counter() - started,
             steps=progress.step,
             best_step=int(best.get("step", 0)),
