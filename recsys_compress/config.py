@@ -30,6 +30,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 ModelName = Literal["dcnv2", "dlrm", "deepfm", "autoint"]
 TableOptimizerName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
+DenseOptimizerName = Literal["adam", "adagrad", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +232,7 @@ class TrainConfig:
     batch_size: Count = 4096
     eval_batch_size: Count = 16384
     learning_rate: Rate = 1e-3
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    optimizer: DenseOptimizerName = "adam"
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     evals_per_epoch: Count = 1

@@ -14,7 +14,8 @@ from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.merge import MergedTable, Slot, merge
 from recsys_compress.compress.method import method_name
 from recsys_compress.compress.policy import Policy, full_bytes
-from recsys_compress.compress.size import LogicalSize, SizeReport
+from recsys_compress.compress.size import CombineSize, LogicalSize, SizeReport
+from recsys_compress.config import DenseOptimizerName
 from recsys_compress.errors import UserError
 
 
@@ -23,13 +24,13 @@ class CompressedEmbeddingBagCollection(nn.Module):
 
     It contains stock torchrec collections, which torchrec shards: `fused` holds the tables whose
     optimizer runs inside the backward pass, `dense` the small ones that are replicated and trained
-    by a dense optimizer.
+    by a dense optimizer. `output` holds the parameters of methods that combine look-ups.
 
     Args:
         tables: the logical tables, as for `EmbeddingBagCollection`.
         policy: which table is stored how; fit it to a budget first if there is one.
         is_weighted: whether bags come with a weight for each id.
-        device: of the tables in `dense`.
+        device: of the tables in `dense` and of what combines look-ups.
         fused_device: of the tables in `fused`; "meta" where sharding will make them.
 
     Raises:
@@ -71,7 +72,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
                 for t in self._dense_tables
             }
         )
-        self.output = Output(tables, slots)
+        self.output = Output(tables, slots, lowerings, is_weighted=is_weighted).to(device)
         self._configs = self.output.configs
         self._is_weighted = is_weighted
         physical: dict[str, dict[str, None]] = {}
@@ -131,11 +132,19 @@ class CompressedEmbeddingBagCollection(nn.Module):
         """Returns how each table parameter is trained, by its name within the collection."""
         return {table.parameter: table.options for table in self._tables}
 
-    def size_report(self) -> SizeReport:
-        """Returns the bytes of the tables."""
+    def size_report(self, dense_optimizer: DenseOptimizerName = "adam") -> SizeReport:
+        """Returns the bytes of the tables and of what combines their vectors.
+
+        Args:
+            dense_optimizer: what trains the latter.
+        """
         return SizeReport(
             logical=self._logical,
             physical=tuple(table.size() for table in self._tables),
+            combine=tuple(
+                CombineSize.of(f"output.{name}", parameter.numel(), dense_optimizer)
+                for name, parameter in self.output.named_parameters()
+            ),
             auxiliary={name: b.numel() * b.element_size() for name, b in self.named_buffers()},
         )
 
@@ -171,10 +180,7 @@ class PhysicalIds(nn.Module):
     ) -> None:
         super().__init__()
         self.transforms = nn.ModuleList(lowering.ids for lowering in lowerings)
-        self._features = [
-            list(dict.fromkeys(lookup.feature for lookup in lowering.lookups))
-            for lowering in lowerings
-        ]
+        self._features = [lowering.features for lowering in lowerings]
         self._slots = list(slots)
         self._rows = [slot.rows for slot in slots]
         self._offsets = [slot.offset for slot in slots]
@@ -237,23 +243,46 @@ class Output(nn.Module):
     Args:
         tables: the logical tables.
         slots: where each look-up lands.
+        lowerings: of disjoint sets of the tables' features.
+        is_weighted: whether bags come with a weight for each id.
     """
 
-    def __init__(self, tables: Sequence[EmbeddingBagConfig], slots: Sequence[Slot]) -> None:
+    def __init__(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        slots: Sequence[Slot],
+        lowerings: Sequence[Lowering],
+        *,
+        is_weighted: bool,
+    ) -> None:
         super().__init__()
-        self._dims = {s.lookup: (s.table.used_dim, s.table.stored_dim) for s in slots}
+        self._is_weighted = is_weighted
         self._mean = [
             feature
             for table in tables
             if table.pooling == PoolingType.MEAN
             for feature in table.feature_names
         ]
-        features = [feature for table in tables for feature in table.feature_names]
-        self._lookups = {f: [s.lookup for s in slots if s.feature == f] for f in features}
-        self._order = [lookup for f in features for lookup in self._lookups[f]]
-        self._widths = [sum(self._dims[name][0] for name in self._lookups[f]) for f in features]
-        self._in_place = all(used == stored for used, stored in self._dims.values())
-        widths = dict(zip(features, self._widths, strict=True))
+        dims = {feature: table.embedding_dim for table in tables for feature in table.feature_names}
+        self._features = list(dims)
+        # A piece is a look-up or, as "=feature", a combined feature: its width, and with padding.
+        self._dims = {s.lookup: (s.table.used_dim, s.table.stored_dim) for s in slots}
+        pieces = {f: [s.lookup for s in slots if s.feature == f] for f in dims}
+        self.combines = nn.ModuleDict()
+        self._inputs: dict[str, list[str]] = {}
+        self._combined: dict[str, list[str]] = {}
+        for number, lowering in enumerate(lowerings):
+            if lowering.combine is None:
+                continue
+            self.combines[str(number)] = lowering.combine
+            self._inputs[str(number)] = [lookup.name for lookup in lowering.lookups]
+            self._combined[str(number)] = lowering.features
+            for feature in lowering.features:
+                pieces[feature] = [f"={feature}"]
+                self._dims[f"={feature}"] = (dims[feature], dims[feature])
+        self._order = [name for f in dims for name in pieces[f]]
+        self._widths = [sum(self._dims[name][0] for name in pieces[f]) for f in dims]
+        widths = dict(zip(dims, self._widths, strict=True))
         self.configs = [
             dataclasses.replace(t, embedding_dim=widths[t.feature_names[0]]) for t in tables
         ]
@@ -261,37 +290,61 @@ class Output(nn.Module):
     def forward(
         self, pooled: Sequence[tuple[list[str], Tensor]], features: KeyedJaggedTensor
     ) -> KeyedTensor:
-        """Concatenates.
+        """Combines and concatenates.
 
         Args:
             pooled: for each collection its look-ups' names and their (B, K x D) vectors.
-            features: the logical features, for the lengths of bags that are averaged.
+            features: the logical features, for the lengths and weights of their bags.
         """
-        # Sharding reorders keys, so the order is looked at, never assumed.
-        if len(pooled) == 1 and self._in_place and pooled[0][0] == self._order:
-            values = pooled[0][1]
-        else:
-            pieces = [self._pieces(keys, part) for keys, part in pooled]
-            by_name = {name: piece for part in pieces for name, piece in part.items()}
-            values = torch.cat([by_name[name] for name in self._order], dim=1)
-        output = KeyedTensor(keys=list(self._lookups), length_per_key=self._widths, values=values)
+        parts = list(pooled)
+        if len(self.combines):
+            weights = self._bag_weights(features)
+            keys = features.keys()
+            for number, combine in self.combines.items():
+                names = self._combined[number]
+                totals = weights[[keys.index(name) for name in names]].t()
+                vectors = combine(self._pick(pooled, self._inputs[number]), totals)
+                parts.append(([f"={name}" for name in names], vectors))
+        values = self._pick(parts, self._order)
+        output = KeyedTensor(keys=self._features, length_per_key=self._widths, values=values)
         return self._average(output, features) if self._mean else output
 
+    def _pick(self, parts: Sequence[tuple[list[str], Tensor]], wanted: list[str]) -> Tensor:
+        """Returns the wanted pieces side by side, without a copy where they stand so already."""
+        by_name: dict[str, Tensor] = {}
+        for keys, values in parts:
+            # Sharding reorders keys, so the order is looked at, never assumed.
+            if keys == wanted and self._is_unpadded(keys):
+                return values
+            by_name |= self._pieces(keys, values)
+        return torch.cat([by_name[name] for name in wanted], dim=1)
+
     def _pieces(self, keys: list[str], values: Tensor) -> dict[str, Tensor]:
-        """Returns the vectors of each look-up, without padding."""
+        """Returns the vectors of each piece, without padding."""
         sizes = [size for key in keys for size in self._used_and_padding(key)]
         return dict(zip(keys, torch.split(values, sizes, dim=1)[::2], strict=True))
 
-    def _used_and_padding(self, lookup: str) -> tuple[int, int]:
-        used, stored = self._dims[lookup]
+    def _is_unpadded(self, pieces: list[str]) -> bool:
+        return all(used == stored for used, stored in (self._dims[piece] for piece in pieces))
+
+    def _used_and_padding(self, piece: str) -> tuple[int, int]:
+        used, stored = self._dims[piece]
         return used, stored - used
+
+    def _bag_weights(self, features: KeyedJaggedTensor) -> Tensor:
+        """Returns (keys, B) the total weight of each bag, or its length without weights."""
+        lengths = features.lengths()
+        if not self._is_weighted:
+            return lengths.view(len(features.keys()), -1).float()
+        totals = torch.segment_reduce(features.weights(), "sum", lengths=lengths.long(), initial=0)
+        return totals.view(len(features.keys()), -1)
 
     def _average(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
         """Divides the sums of features with mean pooling by the lengths of their bags."""
         keys = features.keys()
         positions = [keys.index(feature) for feature in self._mean]
         lengths = features.lengths().view(len(keys), -1)[positions].clamp(min=1)
-        scale = torch.ones(len(self._lookups), lengths.shape[1], device=lengths.device)
+        scale = torch.ones(len(self._features), lengths.shape[1], device=lengths.device)
         order = pooled.keys()
         scale[[order.index(feature) for feature in self._mean]] = 1.0 / lengths
         widths = torch.tensor(self._widths, device=lengths.device)

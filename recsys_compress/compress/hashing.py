@@ -5,7 +5,8 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 _MULTIPLIERS = (-4658895280553007687, -7723592293110705685)  # of splitmix64, as signed 64-bit
 
@@ -75,6 +76,46 @@ def along_keys(
         return values.view(len(constants), -1), column
     flat = per_value(constants, length_per_key, values.device)
     return values.unsqueeze(0), flat.unsqueeze(0)
+
+
+class SaltedHash(nn.Module):
+    """Maps each value of each feature to a row for each of the feature's probes.
+
+    Args:
+        source: (K,) position of each look-up's feature.
+        salts: (K,) of the look-ups.
+        rows: (K,) of the tables that they read, at most 2**31.
+        names: (K,) of the look-ups.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Sequence[int],
+        salts: Sequence[int],
+        rows: Sequence[int],
+        names: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.salts = tuple(salts)
+        self.rows = rows[0] if len(set(rows)) == 1 else tuple(rows)
+        self.names = list(names)
+        self.source = list(source)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Returns the K look-ups' bags with values in [0, rows)."""
+        repeated = features.permute(self.source)
+        lengths, device = repeated.length_per_key(), features.device()
+        ids = repeated.values() + per_value(self.salts, lengths, device)
+        rows = self.rows if isinstance(self.rows, int) else per_value(self.rows, lengths, device)
+        return KeyedJaggedTensor(
+            keys=self.names,
+            values=to_range(mix(ids), rows),
+            weights=repeated.weights_or_none(),
+            lengths=repeated.lengths(),
+            stride=features.stride(),
+            length_per_key=lengths,
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,8 +3,9 @@
 Shapes in this package: B batch, F features, K look-ups, T tables, L ids in a bag, D dim.
 """
 
-from dataclasses import dataclass
-from typing import get_args
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -13,6 +14,8 @@ from recsys_compress.errors import UserError, nearest
 
 FP32_BYTES = 4
 FUSED_DIM_MULTIPLE = 4  # FBGEMM's rule for tables that are updated inside the backward pass
+
+Part = Literal["whole", "addend", "factor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,15 @@ class TableOptions:
         }
         return values[self.optimizer] * FP32_BYTES
 
+    def starting_as(self, part: "Part") -> "TableOptions":
+        """Returns the options of tables whose rows are such a part of a feature's vector."""
+        ranges = {
+            "whole": self.init_range,
+            "addend": self.init_range / 2,
+            "factor": math.sqrt(self.init_range),
+        }
+        return replace(self, init_range=ranges[part])
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhysicalTable:
@@ -81,12 +93,15 @@ class PhysicalTable:
         num_embeddings: rows.
         embedding_dim: width that the lowering reads; padding is the collection's business.
         members: logical tables whose ids are looked up here.
+        part: what its rows are of a feature's vector. Two addends, or two factors, start such that
+            their sum or product has the range of a full table's rows.
     """
 
     name: str
     num_embeddings: int
     embedding_dim: int
     members: tuple[str, ...]
+    part: Part = "whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +123,29 @@ class Lookup:
 class Lowering:
     """Logical tables, lowered.
 
-    The vector of a feature is the concatenation of its look-ups' vectors, in their order. All
-    look-ups are pooled over a bag's ids, which is right because concatenation commutes with sums.
+    All look-ups are pooled over a bag's ids. Then, without `combine`, the vector of a feature is
+    the concatenation of its look-ups' vectors, in their order; concatenation commutes with sums.
 
     Attributes:
         tables: the physical tables.
         lookups: in the order in which `ids` emits them.
         ids: a parameter-free module, KeyedJaggedTensor of the F logical features -> one of the K
             look-ups, whose values are rows of the physical tables.
+        combine: a module of two arguments: the pooled vectors of all look-ups in their order,
+            (B, sum of their widths), and the total weight of each feature's bag, which is its
+            length where ids have no weights, (B, F). It returns the features' vectors, each as
+            wide as its logical table, (B, sum of D). Features come in the order of `features`.
+            What it does must commute with the sum over a bag, or else `ids` must refuse bags of
+            several ids. Its parameters belong to the dense part: they are on a real device from the
+            start, and the dense optimizer trains them.
     """
 
     tables: tuple[PhysicalTable, ...]
     lookups: tuple[Lookup, ...]
     ids: nn.Module
+    combine: nn.Module | None = None
+
+    @property
+    def features(self) -> list[str]:
+        """The logical features, in the order in which the look-ups first name them."""
+        return list(dict.fromkeys(lookup.feature for lookup in self.lookups))

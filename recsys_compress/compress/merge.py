@@ -123,7 +123,7 @@ def merge(
     for lowering, option in zip(lowerings, options, strict=True):
         offsets = {}
         for table in lowering.tables:
-            key = (table.embedding_dim, option)
+            key = (table.embedding_dim, option.starting_as(table.part))
             layout = layouts.setdefault(key, _Layout(rows=0, members={}, lookups=[]))
             offsets[table.name] = (key, layout.rows, table.num_embeddings)
             layout.rows += table.num_embeddings

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from recsys_compress.compress.lowering import FP32_BYTES
+from recsys_compress.config import DenseOptimizerName
+
 DATA_TYPE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 ROW_SCALE_BYTES = 4  # fp16 scale and bias of a row quantized to integers
 
@@ -60,23 +63,51 @@ class PhysicalSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CombineSize:
+    """A parameter by which a method combines look-ups.
+
+    Attributes:
+        name: the parameter's name within the collection.
+        parameter_bytes: of its values.
+        optimizer_bytes: of the dense optimizer's state for it.
+    """
+
+    name: str
+    parameter_bytes: int
+    optimizer_bytes: int
+
+    @staticmethod
+    def of(name: str, values: int, optimizer: DenseOptimizerName) -> "CombineSize":
+        """Returns the size of a parameter of so many values under the dense optimizer."""
+        # Each parameter's state has a step count, but for plain SGD, which has no state.
+        state = {"adam": 2 * values + 1, "adagrad": values + 1, "sgd": 0}[optimizer]
+        return CombineSize(
+            name=name, parameter_bytes=values * FP32_BYTES, optimizer_bytes=state * FP32_BYTES
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SizeReport:
     """Bytes of a collection's tables.
 
     Attributes:
         logical: the tables the user asked for.
         physical: the tables there are.
+        combine: the parameters by which methods combine look-ups.
         auxiliary: bytes of other tensors of the collection, by name.
     """
 
     logical: tuple[LogicalSize, ...]
     physical: tuple[PhysicalSize, ...]
+    combine: tuple[CombineSize, ...]
     auxiliary: dict[str, int]
 
     @property
     def table_bytes(self) -> int:
         """Bytes of all parameters and auxiliary tensors of the collection."""
-        return sum(t.parameter_bytes for t in self.physical) + sum(self.auxiliary.values())
+        tables = sum(t.parameter_bytes for t in self.physical)
+        combine = sum(p.parameter_bytes for p in self.combine)
+        return tables + combine + sum(self.auxiliary.values())
 
     @property
     def full_bytes(self) -> int:
@@ -85,8 +116,9 @@ class SizeReport:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Bytes of the tables' optimizer state."""
-        return sum(t.optimizer_bytes for t in self.physical)
+        """Bytes of all these parameters' optimizer state."""
+        tables = sum(t.optimizer_bytes for t in self.physical)
+        return tables + sum(p.optimizer_bytes for p in self.combine)
 
     @property
     def ratio(self) -> float:
@@ -95,10 +127,11 @@ class SizeReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain data."""
-        auxiliary = sum(self.auxiliary.values())
+        unquantized = sum(p.parameter_bytes for p in self.combine) + sum(self.auxiliary.values())
         return {
             "logical": [asdict(t) for t in self.logical],
             "physical": [asdict(t) for t in self.physical],
+            "combine": [asdict(p) for p in self.combine],
             "auxiliary": [{"name": n, "bytes": b} for n, b in self.auxiliary.items()],
             "total": {
                 "tables": self.table_bytes,
@@ -106,7 +139,7 @@ class SizeReport:
                 "ratio": self.ratio,
                 "optimizer": self.optimizer_bytes,
                 "serving": {
-                    kind: sum(t.serving_bytes(kind) for t in self.physical) + auxiliary
+                    kind: sum(t.serving_bytes(kind) for t in self.physical) + unquantized
                     for kind in DATA_TYPE_BITS
                 },
             },

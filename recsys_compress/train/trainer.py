@@ -114,7 +114,7 @@ class Trainer:
         self.listeners = listeners
         self.dataset = PreparedDataset.open(job.data.path)
         self.built: Built = build(job, self.dataset.schema)
-        self.size = self.built.embeddings.size_report()
+        self.size = self.built.embeddings.size_report(job.train.optimizer)
         self.reader = self._reader("train")
         self.total_steps = job.train.epochs * len(self.reader)
         self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))

@@ -13,8 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress.hashing import per_value
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, out_of_reach, register
-from recsys_compress.errors import UserError
+from recsys_compress.compress.method import Method, check_share, register, solve
 
 
 @register("hash")
@@ -32,11 +31,8 @@ class Hash(Method):
         Raises:
             UserError: no share was given and no budget fitted, or it is not in (0, 1].
         """
-        if self.share is None:
-            raise UserError("method 'hash' needs embedding.budget or embedding.methods.hash.share")
-        if not 0 < self.share <= 1:
-            raise UserError(f"embedding.methods.hash.share = {self.share}: must lie in (0, 1]")
-        return max(1, math.ceil(int(table.num_embeddings) * self.share))
+        share = check_share("hash", self.share)
+        return max(1, math.ceil(int(table.num_embeddings) * share))
 
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
         """Returns one smaller table for each table."""
@@ -71,15 +67,8 @@ class Hash(Method):
                 for t in tables
             )
 
-        low, high = 1e-18, 1.0
-        if need(low) > budget_bytes:
-            raise out_of_reach("hash", budget_bytes, need(low), need(high))
-        if need(high) <= budget_bytes:
-            return replace(self, share=high)
-        for _ in range(100):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if need(middle) <= budget_bytes else (low, middle)
-        return replace(self, share=low)
+        share = solve("hash", need, budget_bytes, need(1.0), least=1e-18, greatest=1.0)
+        return replace(self, share=share)
 
 
 class Remainder(nn.Module):

@@ -9,11 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_compress.compress.hashing import mix, per_value, salt, to_range
+from recsys_compress.compress.hashing import SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
 from recsys_compress.compress.method import Method, out_of_reach, register
 from recsys_compress.errors import UserError, nearest
@@ -87,7 +85,8 @@ class Unified(Method):
             )
         rows = self._rows_per_table(self.num_embeddings)
         probes = self.probes(tables)
-        lookups, salts = [], []
+        features = [feature for table in tables for feature in table.feature_names]
+        lookups, salts, source = [], [], []
         for position, table in enumerate(tables):
             for feature in table.feature_names:
                 for probe in range(probes[table.name]):
@@ -99,6 +98,7 @@ class Unified(Method):
                     )
                     # Salted by the table's name: features that share a table share its rows.
                     salts.append(salt(table.name, probe, self.seed))
+                    source.append(features.index(feature))
         members = tuple(table.name for table in tables)
         used = {lookup.table for lookup in lookups}
         return Lowering(
@@ -114,9 +114,9 @@ class Unified(Method):
             ),
             lookups=tuple(lookups),
             ids=SaltedHash(
-                probes=[probes[t.name] for t in tables for _ in t.feature_names],
+                source=source,
                 salts=salts,
-                rows=rows,
+                rows=[rows] * len(salts),
                 names=[lookup.name for lookup in lookups],
             ),
         )
@@ -179,38 +179,3 @@ class Unified(Method):
                 f"embedding.methods.unified.num_embeddings = {rows}: at most {MAX_ROWS} a table"
             )
         return per_table
-
-
-class SaltedHash(nn.Module):
-    """Maps each value of each feature to a row for each of the feature's probes.
-
-    Args:
-        probes: (F,) look-ups of each feature.
-        salts: (K,) one for each look-up, features outermost.
-        rows: of each shared table.
-        names: (K,) names of the look-ups.
-    """
-
-    def __init__(
-        self, *, probes: Sequence[int], salts: Sequence[int], rows: int, names: Sequence[str]
-    ) -> None:
-        super().__init__()
-        self.salts = tuple(salts)
-        self.rows = rows
-        self.names = list(names)
-        self.source = [feature for feature, count in enumerate(probes) for _ in range(count)]
-
-    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Returns the K look-ups' bags with values in [0, rows)."""
-        repeated = features.permute(self.source)
-        ids = repeated.values() + per_value(
-            self.salts, repeated.length_per_key(), features.device()
-        )
-        return KeyedJaggedTensor(
-            keys=self.names,
-            values=to_range(mix(ids), self.rows),
-            weights=repeated.weights_or_none(),
-            lengths=repeated.lengths(),
-            stride=features.stride(),
-            length_per_key=repeated.length_per_key(),
-        )

@@ -1,0 +1,220 @@
+"""Quotient-remainder: an id is told apart by two rows of two small tables.
+
+Source: Shi et al., "Compositional Embeddings Using Complementary Partitions for Memory-Efficient
+Recommendation Systems", KDD 2020.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress.combine import Pairwise
+from recsys_compress.compress.hashing import along_keys, per_value
+from recsys_compress.compress.lowering import Lookup, Lowering, Part, PhysicalTable, TableOptions
+from recsys_compress.compress.method import (
+    Method,
+    check_choice,
+    check_share,
+    half_dim,
+    register,
+    solve,
+)
+from recsys_compress.errors import UserError
+
+Operation = Literal["mult", "add", "concat"]
+
+_PARTS: dict[Operation, Part] = {"mult": "factor", "add": "addend", "concat": "whole"}
+
+
+@register("quotient_remainder")
+@dataclass(frozen=True, kw_only=True)
+class QuotientRemainder(Method):
+    """Quotient-remainder embeddings: e(id) = Q[id // m] o R[id mod m], no two ids alike.
+
+    R has m rows and Q has ceil(n / m) of them, which is also how many ids share a row of R. The
+    operation o multiplies, adds, or concatenates halves of width D / 2. From m = sqrt(n) up, the
+    more rows the less sharing, so a table has m = max(ceil(sqrt(n)), ceil(share * n)). Tables that
+    this does not make smaller stay as they are.
+
+    A product of sums is not the sum of products: "mult" refuses bags of several ids.
+    """
+
+    share: float | None = field(
+        default=None,
+        metadata={"help": "rows m of each remainder table, as a share of the table's ids"},
+    )
+    operation: Operation = field(
+        default="mult", metadata={"help": '"mult", "add" or "concat" of the two rows'}
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("quotient_remainder.operation", self.operation, Operation)
+
+    def modulus(self, table: EmbeddingBagConfig) -> int | None:
+        """Returns m for `table`, or None if it stays as it is.
+
+        Raises:
+            UserError: no share was given and no budget fitted, or it is not in (0, 1].
+        """
+        share = check_share("quotient_remainder", self.share)
+        ids, dim = int(table.num_embeddings), int(table.embedding_dim)
+        modulus = max(math.isqrt(ids - 1) + 1, math.ceil(share * ids))
+        rows = modulus + -(-ids // modulus)
+        return modulus if rows * self._row_dim(table) < ids * dim else None
+
+    def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
+        """Returns the two tables of each table, and the operation unless it concatenates."""
+        moduli = {table.name: self.modulus(table) for table in tables}
+        features = [(feature, table.name) for table in tables for feature in table.feature_names]
+        split = [(f, t, part) for f, t in features if moduli[t] for part in "qr"]
+        if self.operation != "concat":
+            split.sort(key=lambda lookup: lookup[2])
+        plain = [(f, t, "") for f, t in features if not moduli[t]]
+        reads = split + plain
+        lookups = tuple(
+            Lookup(name=f"{f}#{part}" if part else f, feature=f, table=f"{t}#{part}" if part else t)
+            for f, t, part in reads
+        )
+        order = list(dict.fromkeys(feature for feature, _, _ in reads))
+        widths = {f: int(t.embedding_dim) for t in tables for f in t.feature_names}
+        combine = None
+        if split and self.operation != "concat":
+            operation = torch.mul if self.operation == "mult" else torch.add
+            combine = Pairwise(operation, sum(widths[f] for f, _, part in split if part == "q"))
+        return Lowering(
+            tables=tuple(part for table in tables for part in self._parts(table)),
+            lookups=lookups,
+            ids=QuotientsAndRemainders(
+                names=[lookup.name for lookup in lookups],
+                features=order,
+                source=[order.index(feature) for feature, _, _ in reads],
+                moduli=[moduli[table] or 1 for _, table, _ in reads],
+                remainder=[part == "r" for _, _, part in reads],
+                single=self.operation == "mult",
+            ),
+            combine=combine,
+        )
+
+    def fit(
+        self, tables: Sequence[EmbeddingBagConfig], budget_bytes: int, options: TableOptions
+    ) -> "QuotientRemainder":
+        """Finds by bisection the greatest share that fits; one share for all tables."""
+
+        def need(share: float) -> int:
+            method = replace(self, share=share)
+            return sum(
+                part.num_embeddings * options.row_bytes(part.embedding_dim)
+                for table in tables
+                for part in method._parts(table)
+            )
+
+        full = sum(t.num_embeddings * options.row_bytes(t.embedding_dim) for t in tables)
+        share = solve("quotient_remainder", need, budget_bytes, full, least=1e-18, greatest=1.0)
+        return replace(self, share=share)
+
+    def _row_dim(self, table: EmbeddingBagConfig) -> int:
+        if self.operation == "concat":
+            return half_dim("quotient_remainder", table)
+        return int(table.embedding_dim)
+
+    def _parts(self, table: EmbeddingBagConfig) -> list[PhysicalTable]:
+        modulus = self.modulus(table)
+        whole = PhysicalTable(
+            name=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=table.embedding_dim,
+            members=(table.name,),
+        )
+        if modulus is None:
+            return [whole]
+        rows = {"q": -(-table.num_embeddings // modulus), "r": modulus}
+        return [
+            replace(
+                whole,
+                name=f"{table.name}#{part}",
+                num_embeddings=count,
+                embedding_dim=self._row_dim(table),
+                part=_PARTS[self.operation],
+            )
+            for part, count in rows.items()
+        ]
+
+
+class QuotientsAndRemainders(nn.Module):
+    """Maps ids to quotients, to remainders, or to themselves.
+
+    Args:
+        names: (K,) of the look-ups.
+        features: (F,) in the order of the batches.
+        source: (K,) position of each look-up's feature.
+        moduli: (K,) divisor of each look-up's ids; a quotient by 1 is the id.
+        remainder: (K,) whether the look-up is by remainder.
+        single: whether rows are multiplied: bags of several ids are refused, and an id's weight
+            goes to only one of its two rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        features: Sequence[str],
+        source: Sequence[int],
+        moduli: Sequence[int],
+        remainder: Sequence[bool],
+        single: bool,
+    ) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.features = list(features)
+        self.source = list(source)
+        self.moduli = tuple(moduli)
+        self.single = single
+        # A look-up by quotient is v // m, one by remainder v - (v // m) * m.
+        self.of_id = tuple(int(r) for r in remainder)
+        self.of_quotient = tuple(-m if r else 1 for m, r in zip(moduli, remainder, strict=True))
+        self.multiplied = [s for s, r in zip(source, remainder, strict=True) if r]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Returns the K look-ups' bags with values in the tables' ranges.
+
+        Raises:
+            UserError: a bag has several ids where rows are multiplied.
+        """
+        if self.single:
+            self._refuse_several(features.lengths().view(len(self.features), -1))
+        repeated = features.permute(self.source)
+        lengths = repeated.length_per_key()
+        values, moduli = along_keys(repeated.values(), self.moduli, lengths)
+        _, of_id = along_keys(repeated.values(), self.of_id, lengths)
+        _, of_quotient = along_keys(repeated.values(), self.of_quotient, lengths)
+        quotients = values.div(moduli, rounding_mode="floor")
+        weights = repeated.weights_or_none()
+        if weights is not None and self.single:
+            second = per_value(self.of_id, lengths, features.device())
+            weights = weights.masked_fill(second.bool(), 1.0)
+        return KeyedJaggedTensor(
+            keys=self.names,
+            values=(values * of_id + quotients * of_quotient).view(-1),
+            weights=weights,
+            lengths=repeated.lengths(),
+            stride=features.stride(),
+            length_per_key=lengths,
+        )
+
+    def _refuse_several(self, lengths: Tensor) -> None:
+        """Refuses (F, B) lengths above 1 of features whose rows are multiplied."""
+        several = (lengths[self.multiplied] > 1).any(dim=1)
+        if lengths.device.type != "cpu":
+            torch._assert_async(~several.any(), "a bag of several ids cannot be multiplied")
+        elif several.any():
+            feature = self.features[self.multiplied[int(several.nonzero()[0])]]
+            raise UserError(
+                f"feature {feature!r}: a bag has several ids, which 'quotient_remainder' with "
+                "operation 'mult' cannot pool; use operation 'add' or 'concat'"
+            )
