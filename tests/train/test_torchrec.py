@@ -17,11 +17,20 @@ from recsys_compress.compress import (
 )
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.hash import Hash
+from recsys_compress.compress.methods.low_rank import LowRank
+from recsys_compress.compress.methods.mixed_dim import MixedDim
+from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
 from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.train.shard import full_tensors, process_group, shard
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
 
-METHODS = (Full(), Hash(share=0.2), Unified(num_embeddings=900, num_probes=3))
+METHODS = (
+    Full(),
+    Hash(share=0.2),
+    QuotientRemainder(share=0.1),
+    Unified(num_embeddings=900, num_probes=3),
+)
+WITH_PARAMETERS = (MixedDim(alpha=1.0, base_dim=8), LowRank(rank=3))
 
 
 class Sum(nn.Module):
@@ -37,7 +46,7 @@ class Sum(nn.Module):
         return output.values() @ self.scale
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", METHODS + WITH_PARAMETERS, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
 def test_torchrecs_dlrm_trains_with_our_collection(method: Method, optimizer: str) -> None:
     torch.manual_seed(0)
@@ -101,6 +110,26 @@ def test_fused_training_equals_plain_torch(method: Method, optimizer: str) -> No
         after = plain.state_dict()
         error = max((whole[n] - after[n]).abs().max().item() for n in after)
     assert error < 1e-5
+
+
+@pytest.mark.parametrize("method", WITH_PARAMETERS, ids=lambda m: type(m).__name__)
+def test_sharding_keeps_vectors_and_what_combines_them(method: Method) -> None:
+    policy = make_policy(method, min_rows=0)
+    torch.manual_seed(0)
+    plain = Sum(CompressedEmbeddingBagCollection(tables=make_tables(), policy=policy))
+    with process_group():
+        collection = CompressedEmbeddingBagCollection(
+            tables=make_tables(), policy=policy, fused_device=torch.device("meta")
+        )
+        started = [p.clone() for p in collection.output.parameters()]
+        model = shard(Sum(collection), collection, torch.device("cpu"))
+        assert all(p.any() for p in started if p.ndim == 3)
+        found = collection.output.parameters()
+        assert all(torch.equal(p, s) for p, s in zip(found, started, strict=True))
+        for name, value in full_tensors(model.state_dict()).items():
+            value.copy_(plain.state_dict()[name])
+        batch = make_batch(64)
+        assert torch.allclose(model(batch), plain(batch), atol=1e-6)
 
 
 def test_tables_are_made_once_and_initialised() -> None:

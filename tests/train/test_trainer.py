@@ -43,6 +43,18 @@ EMBEDDINGS = {
         methods={"unified": {"num_probes": 3}},
     ),
     "hash": EmbeddingConfig(dim=8, method="hash", budget="0.2x", learning_rate=0.1),
+    "quotient_remainder": EmbeddingConfig(
+        dim=8, method="quotient_remainder", budget="0.2x", learning_rate=0.1
+    ),
+    "mixed_dim": EmbeddingConfig(
+        dim=8,
+        method="mixed_dim",
+        learning_rate=0.1,
+        methods={"mixed_dim": {"alpha": 0.0, "base_dim": 4}},
+    ),
+    "low_rank-adam": EmbeddingConfig(
+        dim=6, method="low_rank", budget="0.4x", optimizer="adam", learning_rate=0.01
+    ),
 }
 
 
@@ -120,15 +132,24 @@ def test_a_run_learns_and_reports(
 def test_reported_optimizer_bytes_are_the_states(
     embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    result = train(make_job(synthetic_dataset, tmp_path, embedding, epochs=1))
+    job = make_job(synthetic_dataset, tmp_path, embedding, epochs=1)
+    with process_group():
+        built = build(job, synthetic_dataset.schema)
+        tables = {id(built.embeddings.get_parameter(n)) for n in built.embeddings.table_options()}
+        names = [n for n, p in built.model.named_parameters() if id(p) not in tables]
+        dense = [n for n in names if n not in built.model.fused_optimizer.params]
+    result = train(job)
     tensors = load_newest(result.folder / "checkpoints").tensors
     state = [t for n, t in tensors.items() if n.startswith("optim/fused/")]
     # Dense tables are the second dense optimizer's, and nothing else is.
     state += [t for n, t in tensors.items() if n.startswith("optim/dense/1/")]
+    # What combines look-ups is trained by the first, with the rest of the dense part.
+    for index in (i for i, name in enumerate(dense) if name.startswith("embeddings.output.")):
+        state += [t for n, t in tensors.items() if n.startswith(f"optim/dense/0/{index}/")]
     assert sum(t.nbytes for t in state) == result.bytes["optimizer"]
 
 
-@pytest.mark.parametrize("embedding", ["full", "unified-adam"])
+@pytest.mark.parametrize("embedding", ["full", "unified-adam", "mixed_dim", "low_rank-adam"])
 def test_every_parameter_moves_and_is_in_one_optimizer(
     embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
@@ -156,7 +177,7 @@ def test_same_seed_same_weights_and_another_seed_others(
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
-@pytest.mark.parametrize("embedding", ["unified", "unified-adam", "adagrad"])
+@pytest.mark.parametrize("embedding", ["unified", "unified-adam", "adagrad", "low_rank-adam"])
 @pytest.mark.parametrize("stop_at", [1, 45])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     embedding: str,

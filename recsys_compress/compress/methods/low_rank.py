@@ -3,7 +3,7 @@
 Source: the form of Guo et al.'s atomic feature mimicking (KDD 2024), here trained from scratch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -70,30 +70,30 @@ class LowRank(Method):
         """Finds the greatest ranks that fit.
 
         All tables begin at the least rank. The next step up always goes to the table of least rank,
-        to the largest of several, so that ranks rise together until the budget is used up; a table
-        whose next step does not fit any more is done.
+        to the largest of several, so that ranks rise together until the budget is used up. If the
+        steps are so coarse that this leaves more than 5 % unused, one table is held back so that
+        the others can use it, the one that leaves the least rank as great as possible.
         """
-        name = "low_rank"
-        steps = {table.name: _steps(table, options) for table in tables}
-        level = dict.fromkeys(steps, 0)
-        used = sum(s[0][1] for s in steps.values())
-        full = sum(s[-1][1] for s in steps.values())
-        if used > budget_bytes:
-            raise out_of_reach(name, budget_bytes, used, full)
-        queue = [t.name for t in sorted(tables, key=lambda t: -t.num_embeddings)]
-        above = full
-        while queue := [n for n in queue if level[n] + 1 < len(steps[n])]:
-            table = min(queue, key=lambda n: steps[n][level[n]][0])  # the first of several
-            larger = used + steps[table][level[table] + 1][1] - steps[table][level[table]][1]
-            if larger > budget_bytes:
-                queue.remove(table)
-                above = min(above, larger)
-            else:
-                used = larger
-                level[table] += 1
-        if used < min(CLOSE * budget_bytes, full):
-            raise unreachable(name, budget_bytes, used, above)
-        return replace(self, rank={n: steps[n][level[n]][0] for n in steps})
+        ordered = sorted(tables, key=lambda table: -table.num_embeddings)
+        steps = {table.name: _steps(table, options) for table in ordered}
+        least = sum(table[0][1] for table in steps.values())
+        full = sum(table[-1][1] for table in steps.values())
+        if least > budget_bytes:
+            raise out_of_reach("low_rank", budget_bytes, least, full)
+        floor = min(CLOSE * budget_bytes, full)
+        ranks, used, above = _rise(steps, budget_bytes)
+        if used < floor:
+            held = [
+                _rise(steps | {name: table[:count]}, budget_bytes)
+                for name, table in steps.items()
+                for count in range(1, len(table))
+            ]
+            for found, taken, _ in held:
+                if _worth(found, taken, floor) > _worth(ranks, used, floor):
+                    ranks, used = found, taken
+        if used < floor:
+            raise unreachable("low_rank", budget_bytes, used, above)
+        return replace(self, rank=ranks)
 
 
 def _saves(table: EmbeddingBagConfig, rank: int) -> bool:
@@ -110,3 +110,35 @@ def _steps(table: EmbeddingBagConfig, options: TableOptions) -> list[tuple[int, 
         if options.stored_dim(rank) == rank and _saves(table, rank)
     ]
     return [*steps, (dim, ids * options.row_bytes(dim))]
+
+
+def _worth(ranks: Mapping[str, int], used: int, floor: float) -> tuple[float, int, int]:
+    return min(used, floor), min(ranks.values()), used
+
+
+def _rise(
+    steps: Mapping[str, Sequence[tuple[int, int]]], budget_bytes: int
+) -> tuple[dict[str, int], int, int]:
+    """Raises ranks together, table by table, while they fit.
+
+    Args:
+        steps: ranks and bytes of each table, rising; at the first ones all fit.
+        budget_bytes: the budget.
+
+    Returns:
+        The ranks, their bytes, and the bytes of the smallest step that did not fit.
+    """
+    level = dict.fromkeys(steps, 0)
+    used = sum(table[0][1] for table in steps.values())
+    above = sum(table[-1][1] for table in steps.values())
+    rising = list(steps)
+    while rising := [name for name in rising if level[name] + 1 < len(steps[name])]:
+        name = min(rising, key=lambda n: steps[n][level[n]][0])  # the first of several
+        larger = used + steps[name][level[name] + 1][1] - steps[name][level[name]][1]
+        if larger > budget_bytes:
+            rising.remove(name)
+            above = min(above, larger)
+        else:
+            used = larger
+            level[name] += 1
+    return {name: steps[name][level[name]][0] for name in steps}, used, above
