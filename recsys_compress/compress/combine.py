@@ -29,11 +29,11 @@ class Pairwise(nn.Module):
 
     def forward(self, vectors: Tensor, bag_weights: Tensor) -> Tensor:  # noqa: ARG002
         """Returns the features' vectors; see `Lowering.combine`."""
-        first, second = vectors[:, : self._width], vectors[:, self._width : 2 * self._width]
+        others = vectors.shape[1] - 2 * self._width
+        # A split's backward pass is one concatenation; two slices' are two padded sums.
+        first, second, rest = torch.split(vectors, [self._width, self._width, others], dim=1)
         combined = self._operation(first, second)
-        if vectors.shape[1] == 2 * self._width:
-            return combined
-        return torch.cat([combined, vectors[:, 2 * self._width :]], dim=1)
+        return torch.cat([combined, rest], dim=1) if others else combined
 
 
 def projected(
