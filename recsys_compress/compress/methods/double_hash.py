@@ -32,8 +32,9 @@ Operation = Literal["concat", "add"]
 class DoubleHash(Method):
     """Double hashing: e(id) = E[h_1(id)] o E[h_2(id)] with one smaller table E for each table.
 
-    Two ids get the same vector only if both hashes agree. The operation o concatenates rows of
-    width D / 2, of which E has ceil(2 * share * n), or adds rows of width D, ceil(share * n).
+    Two ids get the same vector only if both hashes agree, or, in a sum, agree crosswise. The
+    operation o concatenates rows of width D / 2, of which E has ceil(2 * share * n), or adds rows
+    of width D, ceil(share * n).
     """
 
     share: float | None = field(
