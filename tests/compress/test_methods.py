@@ -122,6 +122,14 @@ def test_unified_probes_by_name_make_narrower_vectors() -> None:
     assert collection(make_batch(8)).length_per_key() == [12, 8, 12]
 
 
+def test_unified_rows_of_a_given_width() -> None:
+    method = Unified(num_embeddings=900, num_probes=2, probe_dim=3)
+    collection = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(method, "adam")
+    )
+    assert collection(make_batch(8)).length_per_key() == [6, 6, 12]
+
+
 def test_unified_lookups_go_to_the_largest_tables() -> None:
     tables = make_tables()
     assert Unified(num_probes=3, lookups=5).probes(tables) == {"user": 2, "item": 2, "genre": 1}
@@ -135,6 +143,7 @@ def test_unified_lookups_go_to_the_largest_tables() -> None:
         (Hash(), "needs embedding.budget"),
         (Hash(share=2.0), r"share = 2.0: must lie in \(0, 1\]"),
         (Unified(num_embeddings=10, num_probes=5), "12: is no multiple of 5 probes; use 10 or 15"),
+        (Unified(num_embeddings=10, probe_dim=0), "probe_dim = 0: below 1"),
         (Unified(num_embeddings=10, num_probes=0), "0 for 'user' is below 1"),
         (Unified(num_embeddings=10, num_probes={"usr": 1}), "did you mean 'user'"),
         (Unified(num_embeddings=10, lookups=2), "3 tables need one each"),

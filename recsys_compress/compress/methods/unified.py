@@ -28,8 +28,9 @@ class Unified(Method):
 
     The vector of value v of feature t is the concatenation over its probes k = 1..c_t of the rows
     E[h_{t,k}(v)] of one table E in R^{M x d} (the paper's definition of feature multiplexing), with
-    a hash function of its own for every (t, k). A feature with the greatest number of probes has
-    the logical table's whole width D, so d = D / max c; one with fewer probes is narrower.
+    a hash function of its own for every (t, k). So a feature's vector is c_t x d wide. Unless
+    `probe_dim` says otherwise, d = D / max c: a feature with the greatest number of probes has the
+    logical table's whole width D, one with fewer probes is narrower.
     """
 
     num_embeddings: int | None = field(
@@ -37,6 +38,9 @@ class Unified(Method):
     )
     num_probes: int | dict[str, int] = field(
         default=2, metadata={"help": "look-ups per feature; or by name, others take the greatest"}
+    )
+    probe_dim: int | None = field(
+        default=None, metadata={"help": "width d of a row; by default D over the most probes"}
     )
     lookups: int | None = field(
         default=None, metadata={"help": "most look-ups per example; the largest tables get more"}
@@ -153,7 +157,11 @@ class Unified(Method):
         return most
 
     def _row_dim(self, tables: Sequence[EmbeddingBagConfig]) -> int:
-        """Returns d = D / max c."""
+        """Returns d."""
+        if self.probe_dim is not None:
+            if self.probe_dim < 1:
+                raise UserError(f"embedding.methods.unified.probe_dim = {self.probe_dim}: below 1")
+            return self.probe_dim
         dims = {table.embedding_dim for table in tables}
         most = max(self._most_probes([table.name for table in tables]).values())
         if len(dims) != 1:
