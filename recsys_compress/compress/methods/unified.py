@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_compress.compress.hashing import mix, per_value, salt, to_range
+from recsys_compress.compress.hashing import along_keys, mix, salt, to_range
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
 from recsys_compress.compress.method import Method, out_of_reach, register
 from recsys_compress.errors import UserError, nearest
@@ -31,6 +32,10 @@ class Unified(Method):
     a hash function of its own for every (t, k). So a feature's vector is c_t x d wide. Unless
     `probe_dim` says otherwise, d = D / max c: a feature with the greatest number of probes has the
     logical table's whole width D, one with fewer probes is narrower.
+
+    `head_share` goes beyond the paper: that share of the rows is dealt to the lowest ids, equally
+    many of each feature, which have them alone; the rest is hashed as ever. Prepared vocabularies
+    number ids by falling frequency, so those ids matter most. It is off by default.
     """
 
     num_embeddings: int | None = field(
@@ -47,6 +52,9 @@ class Unified(Method):
     )
     num_tables: int = field(
         default=1, metadata={"help": "shared tables; a feature's probes go to them in turn"}
+    )
+    head_share: float = field(
+        default=0.0, metadata={"help": "share of the rows that the most frequent ids have alone"}
     )
     seed: int = field(default=0, metadata={"help": "of the hash functions"})
 
@@ -91,7 +99,8 @@ class Unified(Method):
             )
         rows = self._rows_per_table(self.num_embeddings)
         probes = self.probes(tables)
-        lookups, salts = [], []
+        heads = self._heads(tables, probes, rows)
+        lookups, salts, regions = [], [], []
         for position, table in enumerate(tables):
             for feature in table.feature_names:
                 for probe in range(probes[table.name]):
@@ -103,6 +112,7 @@ class Unified(Method):
                     )
                     # Salted by the table's name: features that share a table share its rows.
                     salts.append(salt(table.name, probe, self.seed))
+                    regions.append(heads[table.name, probe])
         members = tuple(table.name for table in tables)
         used = {lookup.table for lookup in lookups}
         return Lowering(
@@ -120,7 +130,7 @@ class Unified(Method):
             ids=SaltedHash(
                 probes=[probes[t.name] for t in tables for _ in t.feature_names],
                 salts=salts,
-                rows=rows,
+                regions=regions,
                 names=[lookup.name for lookup in lookups],
             ),
         )
@@ -136,6 +146,44 @@ class Unified(Method):
             least, most = self.num_tables * row_bytes, MAX_ROWS * self.num_tables * row_bytes
             raise out_of_reach("unified", budget_bytes, least, most)
         return replace(self, num_embeddings=rows)
+
+    def _heads(
+        self, tables: Sequence[EmbeddingBagConfig], probes: dict[str, int], rows: int
+    ) -> dict[tuple[str, int], "Region"]:
+        """Returns where in its shared table each table's probe finds its rows.
+
+        Raises:
+            UserError: the share is not in [0, 1), or ids are hashes, of which none is frequent.
+        """
+        if not 0 <= self.head_share < 1:
+            raise UserError(
+                f"embedding.methods.unified.head_share = {self.head_share}: must lie in [0, 1)"
+            )
+        sizes = {table.name: int(table.num_embeddings) for table in tables}
+        if self.head_share and max(sizes.values()) > MAX_ROWS:
+            raise UserError(
+                "embedding.methods.unified.head_share: needs ids numbered by frequency; prepare "
+                "with --encoding vocabulary, or set it to 0"
+            )
+        regions = {}
+        for shared in range(self.num_tables):
+            dealt = [
+                (table.name, probe)
+                for position, table in enumerate(tables)
+                for probe in range(probes[table.name])
+                if (position + probe) % self.num_tables == shared
+            ]
+            head = _even_share(int(rows * self.head_share), [sizes[name] for name, _ in dealt])
+            first = 0
+            starts = {}
+            for key in dealt:
+                starts[key] = first
+                first += min(head, sizes[key[0]])
+            for key in dealt:
+                regions[key] = Region(
+                    head=min(head, sizes[key[0]]), start=starts[key], tail=first, rows=rows - first
+                )
+        return regions
 
     def _most_probes(self, names: Sequence[str]) -> dict[str, int]:
         given = self.num_probes
@@ -189,36 +237,77 @@ class Unified(Method):
         return per_table
 
 
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Where a look-up finds its rows.
+
+    Attributes:
+        head: ids below it have a row of their own.
+        start: that of id 0.
+        tail: the first of the rows that all other ids are hashed to.
+        rows: the number of those.
+    """
+
+    head: int
+    start: int
+    tail: int
+    rows: int
+
+
 class SaltedHash(nn.Module):
     """Maps each value of each feature to a row for each of the feature's probes.
 
     Args:
         probes: (F,) look-ups of each feature.
         salts: (K,) one for each look-up, features outermost.
-        rows: of each shared table.
+        regions: (K,) where each look-up finds its rows.
         names: (K,) names of the look-ups.
     """
 
     def __init__(
-        self, *, probes: Sequence[int], salts: Sequence[int], rows: int, names: Sequence[str]
+        self,
+        *,
+        probes: Sequence[int],
+        salts: Sequence[int],
+        regions: Sequence[Region],
+        names: Sequence[str],
     ) -> None:
         super().__init__()
         self.salts = tuple(salts)
-        self.rows = rows
         self.names = list(names)
         self.source = [feature for feature, count in enumerate(probes) for _ in range(count)]
+        self.heads = tuple(region.head for region in regions)
+        self.starts = tuple(region.start for region in regions)
+        self.tails = tuple(region.tail for region in regions)
+        self.rows = tuple(region.rows for region in regions)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Returns the K look-ups' bags with values in [0, rows)."""
+        """Returns the K look-ups' bags with values that are rows of the shared tables."""
         repeated = features.permute(self.source)
-        ids = repeated.values() + per_value(
-            self.salts, repeated.length_per_key(), features.device()
-        )
+        lengths = repeated.length_per_key()
+        ids, salts = along_keys(repeated.values(), self.salts, lengths)
+        _, rows = along_keys(repeated.values(), self.rows, lengths)
+        found = to_range(mix(ids + salts), rows)
+        if any(self.heads):
+            _, heads = along_keys(repeated.values(), self.heads, lengths)
+            _, starts = along_keys(repeated.values(), self.starts, lengths)
+            _, tails = along_keys(repeated.values(), self.tails, lengths)
+            found = torch.where(ids < heads, ids + starts, found + tails)
         return KeyedJaggedTensor(
             keys=self.names,
-            values=to_range(mix(ids), self.rows),
+            values=found.view(-1),
             weights=repeated.weights_or_none(),
             lengths=repeated.lengths(),
             stride=features.stride(),
-            length_per_key=repeated.length_per_key(),
+            length_per_key=lengths,
         )
+
+
+def _even_share(total: int, sizes: Sequence[int]) -> int:
+    """Returns the greatest h for which the sum of min(h, size) is at most `total`."""
+    left, parts = total, len(sizes)
+    for size in sorted(sizes):
+        if left < size * parts:
+            return left // parts
+        left, parts = left - size, parts - 1
+    return max(sizes, default=0)
