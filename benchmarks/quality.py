@@ -30,6 +30,9 @@ class Cell:
         budget: bytes of all tables; None for the job's own.
         paper: test AUC that the Unified Embedding paper prints for this row.
         floor: mean test AUC to reach.
+        most_lost: mean test AUC that may be lost against full tables.
+        settings: keys of the job set otherwise, with their values.
+        note: what is special about it.
     """
 
     data: str
@@ -37,8 +40,28 @@ class Cell:
     budget: str | None = None
     paper: float | None = None
     floor: float | None = None
+    most_lost: float | None = None
+    settings: tuple[tuple[str, str], ...] = ()
+    note: str | None = None
+
+    @property
+    def name(self) -> str:
+        """A name for files and lines of output."""
+        note = f"-{self.note.replace(' ', '-')}" if self.note else ""
+        return f"{self.data}-{self.method}{note}-{self.budget or 'job'}"
 
 
+# Unified Embedding as in the paper: no id has rows of its own, and vectors are as wide as did best.
+PLAIN = (
+    ("embedding.methods.unified.head_share", "0.0"),
+    ("embedding.methods.unified.num_probes", "{user=8, item=8, city=2, country=2}"),
+)
+# What the hashing trick, tuned, comes down to at a tenth of the bytes: full tables of width 8.
+NARROW = (
+    ("embedding.dim", "8"),
+    ("embedding.learning_rate", "1e-2"),
+    ("embedding.weight_decay", "1e-3"),
+)
 CELLS = (
     Cell(data="movielens_1m", method="full", paper=0.8872, floor=0.895),
     Cell(data="movielens_1m", method="unified", budget="1.6MB", paper=0.8774, floor=0.894),
@@ -48,8 +71,9 @@ CELLS = (
     Cell(data="movielens_1m", method="hash", budget="791kB", paper=0.8300),
     Cell(data="movielens_1m", method="hash", budget="158kB", paper=0.7707),
     Cell(data="frappe", method="full", floor=0.983),
-    Cell(data="frappe", method="unified", budget="138kB"),
-    Cell(data="frappe", method="hash", budget="138kB"),
+    Cell(data="frappe", method="unified", budget="0.1x", most_lost=0.002),
+    Cell(data="frappe", method="unified", budget="0.1x", settings=PLAIN, note="as in the paper"),
+    Cell(data="frappe", method="full", settings=NARROW, note="width 8"),
 )
 SOURCES = {"movielens_1m": ("movielens-1m", "movielens-1m"), "frappe": ("frappe", "frappe")}
 
@@ -95,7 +119,7 @@ def _prepare(name: str, seed: int, data: Path, work: Path) -> None:
 
 
 def _train(cell: Cell, seed: int, work: Path) -> dict[str, Any]:
-    path = work / f"{cell.data}-{cell.method}-{cell.budget or 'job'}-s{seed}.json"
+    path = work / f"{cell.name}-s{seed}.json"
     if not path.exists():
         settings = {
             "data.path": _dataset(cell.data, seed, work),
@@ -104,7 +128,9 @@ def _train(cell: Cell, seed: int, work: Path) -> dict[str, Any]:
             "train.threads": 1,
             "train.output": work / "runs",
             "tracking.uri": f"sqlite:///{work / 'mlflow.db'}",
-        } | ({"embedding.budget": cell.budget} if cell.budget else {})
+        } | dict(cell.settings)
+        if cell.budget:
+            settings["embedding.budget"] = cell.budget
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         output = _run("train", str(ROOT / "pipelines" / f"{cell.data}.toml"), *sets)
         write_text(path, output.splitlines()[-1])
@@ -129,10 +155,10 @@ def _table(by_cell: dict[Cell, list[dict[str, Any]]]) -> str:
     for cell, results in by_cell.items():
         row = [
             cell.data,
-            cell.method,
+            f"{cell.method}, {cell.note}" if cell.note else cell.method,
             f"{max(r['bytes']['tables'] for r in results):,}",
             _mean([r["test"]["auc"] for r in results]),
-            _figure(cell.floor),
+            _figure(_floor(cell, by_cell)),
             _figure(cell.paper),
             _mean([r["valid"]["auc"] for r in results]),
             _mean([r["test"]["logloss"] for r in results]),
@@ -140,6 +166,13 @@ def _table(by_cell: dict[Cell, list[dict[str, Any]]]) -> str:
         ]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def _floor(cell: Cell, by_cell: dict[Cell, list[dict[str, Any]]]) -> float | None:
+    if cell.most_lost is None:
+        return cell.floor
+    full = next(r for c, r in by_cell.items() if (c.data, c.method) == (cell.data, "full"))
+    return statistics.mean(r["test"]["auc"] for r in full) - cell.most_lost
 
 
 def _mean(values: list[float]) -> str:

@@ -1,14 +1,13 @@
 """The `recsys-compress` command, also `python -m recsys_compress`."""
 
-import os
 import sys
+
+from recsys_compress.runtime import configure
 
 
 def main() -> None:
     """Runs the command line and exits with its status."""
-    # OpenMP reads it when torch is loaded; its default, spinning, stalls up to 15 times longer as
-    # soon as another process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    configure()  # before torch is imported
 
     from recsys_compress.cli import run
 

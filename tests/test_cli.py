@@ -55,7 +55,7 @@ def command(*arguments: str | Path, cwd: Path) -> "Iterator[subprocess.Popen[str
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(Path(recsys_compress.__file__).parents[1])
     environment.pop("MLFLOW_TRACKING_URI", None)
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(
         [sys.executable, "-m", "recsys_compress", *map(str, arguments)],
         cwd=cwd,
         env=environment,
@@ -112,7 +112,7 @@ def test_help_imports_nothing_slow() -> None:
         f"sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 0)"
     )
     root = Path(recsys_compress.__file__).parents[1]
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")

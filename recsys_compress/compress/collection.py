@@ -224,11 +224,14 @@ class PhysicalIds(nn.Module):
     def _check(self, values: Tensor, length_per_key: list[int]) -> None:
         """Refuses (N,) values of which one is no row of its look-up's table."""
         ids, rows = along_keys(values, self._rows, length_per_key)
-        inside = (ids >= 0).logical_and_(ids < rows)
+        # Of keys of equal length the least and the greatest id say it all, in a single pass.
+        low, high = ids.aminmax(dim=1, keepdim=True) if len(ids) > 1 else (ids, ids)
+        inside = (low >= 0).logical_and_(high < rows)
         if values.device.type != "cpu":
             torch._assert_async(inside.all(), "an id lies outside its embedding table")
         elif not inside.all():
-            position = int(inside.view(-1).logical_not().nonzero()[0])
+            outside = (ids < 0).logical_or_(ids >= rows).view(-1)
+            position = int(outside.nonzero()[0])
             ends = torch.tensor(length_per_key).cumsum(0)
             slot = self._slots[int(torch.searchsorted(ends, position, right=True))]
             raise ValueError(

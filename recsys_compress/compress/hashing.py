@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +79,30 @@ def along_keys(
     return values.unsqueeze(0), flat.unsqueeze(0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Where a look-up finds its rows.
+
+    Attributes:
+        rows: number of rows, at most 2**31, that ids are hashed to.
+        tail: the first of them.
+        head: ids below it have a row of their own instead.
+        start: that of id 0.
+    """
+
+    rows: int
+    tail: int = 0
+    head: int = 0
+    start: int = 0
+
+
 class SaltedHash(nn.Module):
     """Maps each value of each feature to a row for each of the feature's probes.
 
     Args:
         source: (K,) position of each look-up's feature.
         salts: (K,) of the look-ups.
-        rows: (K,) of the tables that they read, at most 2**31.
+        regions: (K,) where each look-up finds its rows.
         names: (K,) of the look-ups.
     """
 
@@ -93,24 +111,33 @@ class SaltedHash(nn.Module):
         *,
         source: Sequence[int],
         salts: Sequence[int],
-        rows: Sequence[int],
+        regions: Sequence[Region],
         names: Sequence[str],
     ) -> None:
         super().__init__()
-        self.salts = tuple(salts)
-        self.rows = rows[0] if len(set(rows)) == 1 else tuple(rows)
-        self.names = list(names)
         self.source = list(source)
+        self.salts = tuple(salts)
+        self.names = list(names)
+        self.rows = tuple(region.rows for region in regions)
+        self.tails = tuple(region.tail for region in regions)
+        self.heads = tuple(region.head for region in regions)
+        self.starts = tuple(region.start for region in regions)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """Returns the K look-ups' bags with values in [0, rows)."""
+        """Returns the K look-ups' bags with values that are rows of their tables."""
         repeated = features.permute(self.source)
-        lengths, device = repeated.length_per_key(), features.device()
-        ids = repeated.values() + per_value(self.salts, lengths, device)
-        rows = self.rows if isinstance(self.rows, int) else per_value(self.rows, lengths, device)
+        lengths = repeated.length_per_key()
+        ids, salts = along_keys(repeated.values(), self.salts, lengths)
+        _, rows = along_keys(repeated.values(), self.rows, lengths)
+        found = to_range(mix(ids + salts), rows)
+        if any(self.heads):
+            _, heads = along_keys(repeated.values(), self.heads, lengths)
+            _, starts = along_keys(repeated.values(), self.starts, lengths)
+            _, tails = along_keys(repeated.values(), self.tails, lengths)
+            found = torch.where(ids < heads, ids + starts, found + tails)
         return KeyedJaggedTensor(
             keys=self.names,
-            values=to_range(mix(ids), rows),
+            values=found.view(-1),
             weights=repeated.weights_or_none(),
             lengths=repeated.lengths(),
             stride=features.stride(),

@@ -391,7 +391,7 @@ def _tags(dataset: PreparedDataset) -> dict[str, str]:
             continue
     git = shutil.which("git")
     if git:
-        head = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True)  # noqa: S603
+        head = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True)
         tags |= {"git.commit": head.stdout.strip()} if head.returncode == 0 else {}
     return tags
 

@@ -11,7 +11,7 @@ from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.hashing import mix, per_value, salt, to_range
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.hash import Hash
-from recsys_compress.compress.methods.unified import Unified
+from recsys_compress.compress.methods.unified import Unified, _even_share
 from recsys_compress.errors import UserError
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
 
@@ -102,6 +102,8 @@ def test_unified_takes_ids_far_beyond_any_table() -> None:
     collection = CompressedEmbeddingBagCollection(
         tables=tables, policy=make_policy(Unified(num_embeddings=100, num_probes=2))
     )
+    with pytest.raises(UserError, match="needs ids numbered by frequency"):
+        Unified(num_embeddings=100, head_share=0.5).lower(tables)
     batch = make_batch(4)
     values = batch.values().clone()
     values[:4] = torch.tensor([2**62 - 1, 10**18, 5, 0])
@@ -122,6 +124,41 @@ def test_unified_probes_by_name_make_narrower_vectors() -> None:
     assert collection(make_batch(8)).length_per_key() == [12, 8, 12]
 
 
+def test_unified_rows_of_a_given_width() -> None:
+    method = Unified(num_embeddings=900, num_probes=2, probe_dim=3)
+    collection = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(method, "adam")
+    )
+    assert collection(make_batch(8)).length_per_key() == [6, 6, 12]
+
+
+@given(share=st.floats(min_value=0.0, max_value=0.99), tables=st.integers(1, 3))
+def test_unified_heads_have_rows_of_their_own(share: float, tables: int) -> None:
+    method = Unified(num_embeddings=3000, num_probes=2, num_tables=tables, head_share=share)
+    lowering = method.lower(make_tables())
+    ids = torch.cat([torch.arange(rows) for rows in ROWS.values()])
+    lengths = torch.zeros(3, 5000, dtype=torch.int32)
+    for feature, rows in enumerate(ROWS.values()):
+        lengths[feature, :rows] = 1
+    batch = KeyedJaggedTensor(keys=list(ROWS), values=ids, lengths=lengths.view(-1), stride=5000)
+    found = lowering.ids(batch).to_dict()
+    per_table = 3000 // tables
+    seen: dict[str, list[int]] = {}
+    for lookup in lowering.lookups:
+        rows = found[lookup.name].values()
+        assert int(rows.min()) >= 0
+        assert int(rows.max()) < per_table
+        seen.setdefault(lookup.table, []).extend(rows.tolist())
+    for rows in seen.values():
+        alone = sum(count == 1 for count in np.bincount(rows, minlength=per_table))
+        # As many rows are dealt as the share allows, but for the remainder of an even share.
+        assert alone >= int(per_table * share) - 6
+
+
+def test_unified_even_shares() -> None:
+    assert [_even_share(t, [2, 5, 9]) for t in (0, 5, 6, 12, 15, 16, 99)] == [0, 1, 2, 5, 8, 9, 9]
+
+
 def test_unified_lookups_go_to_the_largest_tables() -> None:
     tables = make_tables()
     assert Unified(num_probes=3, lookups=5).probes(tables) == {"user": 2, "item": 2, "genre": 1}
@@ -135,6 +172,8 @@ def test_unified_lookups_go_to_the_largest_tables() -> None:
         (Hash(), "needs embedding.budget"),
         (Hash(share=2.0), r"share = 2.0: must lie in \(0, 1\]"),
         (Unified(num_embeddings=10, num_probes=5), "12: is no multiple of 5 probes; use 10 or 15"),
+        (Unified(num_embeddings=10, head_share=1.0), r"head_share = 1.0: must lie in \[0, 1\)"),
+        (Unified(num_embeddings=10, probe_dim=0), "probe_dim = 0: below 1"),
         (Unified(num_embeddings=10, num_probes=0), "0 for 'user' is below 1"),
         (Unified(num_embeddings=10, num_probes={"usr": 1}), "did you mean 'user'"),
         (Unified(num_embeddings=10, lookups=2), "3 tables need one each"),

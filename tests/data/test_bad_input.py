@@ -99,6 +99,14 @@ def test_ids_of_mixed_types_in_one_csv(tmp_path: Path) -> None:
     refused(tabular(tmp_path, path), tmp_path, message)
 
 
+def test_a_stray_word_among_the_integers_of_a_short_csv(tmp_path: Path) -> None:
+    path = tmp_path / "raw.csv"
+    rows = [f"{row % 2},{'someone' if row == 41 else row},0.5\n" for row in range(100)]
+    path.write_text("".join(["click,user,price\n", *rows]))
+    message = r"'user' is of mixed types: 'someone' in row 42 among integers; .*under text"
+    refused(tabular(tmp_path, path), tmp_path, message)
+
+
 def test_ids_of_mixed_types_in_two_files(tmp_path: Path) -> None:
     write(tmp_path / "raw", columns(), "a.parquet")
     write(tmp_path / "raw", columns() | {"user": ["x"] * 100}, "b.parquet")

@@ -157,7 +157,7 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     def peak(rows: int) -> int:
         command = [sys.executable, "-c", PEAK, str(rows), str(tmp_path / str(rows))]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        output = subprocess.check_output(command, env=environment)  # noqa: S603
+        output = subprocess.check_output(command, env=environment)
         return int(output) * 1024
 
     assert peak(1_000_000) - peak(200_000) < 12e6

@@ -93,7 +93,7 @@ def server_uri(sqlite_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     # Without it the server starts seven more processes.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:

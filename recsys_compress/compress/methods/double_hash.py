@@ -13,7 +13,7 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.combine import Pairwise
-from recsys_compress.compress.hashing import SaltedHash, salt
+from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
 from recsys_compress.compress.method import (
     Method,
@@ -82,7 +82,7 @@ class DoubleHash(Method):
             ids=SaltedHash(
                 source=[i for i, _ in reads],
                 salts=[salt(features[i][1], probe, self.seed) for i, probe in reads],
-                rows=[physical[lookup.table].num_embeddings for lookup in lookups],
+                regions=[Region(rows=physical[x.table].num_embeddings) for x in lookups],
                 names=[lookup.name for lookup in lookups],
             ),
             combine=Pairwise(torch.add, width) if self.operation == "add" else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from recsys_compress.compress.hashing import SaltedHash, salt
+from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
 from recsys_compress.compress.method import Method, out_of_reach, register
 from recsys_compress.errors import UserError, nearest
@@ -26,8 +26,13 @@ class Unified(Method):
 
     The vector of value v of feature t is the concatenation over its probes k = 1..c_t of the rows
     E[h_{t,k}(v)] of one table E in R^{M x d} (the paper's definition of feature multiplexing), with
-    a hash function of its own for every (t, k). A feature with the greatest number of probes has
-    the logical table's whole width D, so d = D / max c; one with fewer probes is narrower.
+    a hash function of its own for every (t, k). So a feature's vector is c_t x d wide. Unless
+    `probe_dim` says otherwise, d = D / max c: a feature with the greatest number of probes has the
+    logical table's whole width D, one with fewer probes is narrower.
+
+    `head_share` goes beyond the paper: that share of the rows is dealt to the lowest ids, equally
+    many of each feature, which have them alone; the rest is hashed as ever. Prepared vocabularies
+    number ids by falling frequency, so those ids matter most. It is off by default.
     """
 
     num_embeddings: int | None = field(
@@ -36,11 +41,17 @@ class Unified(Method):
     num_probes: int | dict[str, int] = field(
         default=2, metadata={"help": "look-ups per feature; or by name, others take the greatest"}
     )
+    probe_dim: int | None = field(
+        default=None, metadata={"help": "width d of a row; by default D over the most probes"}
+    )
     lookups: int | None = field(
         default=None, metadata={"help": "most look-ups per example; the largest tables get more"}
     )
     num_tables: int = field(
         default=1, metadata={"help": "shared tables; a feature's probes go to them in turn"}
+    )
+    head_share: float = field(
+        default=0.0, metadata={"help": "share of the rows that the most frequent ids have alone"}
     )
     seed: int = field(default=0, metadata={"help": "of the hash functions"})
 
@@ -85,8 +96,9 @@ class Unified(Method):
             )
         rows = self._rows_per_table(self.num_embeddings)
         probes = self.probes(tables)
+        heads = self._heads(tables, probes, rows)
         features = [feature for table in tables for feature in table.feature_names]
-        lookups, salts, source = [], [], []
+        lookups, salts, regions, source = [], [], [], []
         for position, table in enumerate(tables):
             for feature in table.feature_names:
                 for probe in range(probes[table.name]):
@@ -98,6 +110,7 @@ class Unified(Method):
                     )
                     # Salted by the table's name: features that share a table share its rows.
                     salts.append(salt(table.name, probe, self.seed))
+                    regions.append(heads[table.name, probe])
                     source.append(features.index(feature))
         members = tuple(table.name for table in tables)
         used = {lookup.table for lookup in lookups}
@@ -116,7 +129,7 @@ class Unified(Method):
             ids=SaltedHash(
                 source=source,
                 salts=salts,
-                rows=[rows] * len(salts),
+                regions=regions,
                 names=[lookup.name for lookup in lookups],
             ),
         )
@@ -132,6 +145,44 @@ class Unified(Method):
             least, most = self.num_tables * row_bytes, MAX_ROWS * self.num_tables * row_bytes
             raise out_of_reach("unified", budget_bytes, least, most)
         return replace(self, num_embeddings=rows)
+
+    def _heads(
+        self, tables: Sequence[EmbeddingBagConfig], probes: dict[str, int], rows: int
+    ) -> dict[tuple[str, int], Region]:
+        """Returns where in its shared table each table's probe finds its rows.
+
+        Raises:
+            UserError: the share is not in [0, 1), or ids are hashes, of which none is frequent.
+        """
+        if not 0 <= self.head_share < 1:
+            raise UserError(
+                f"embedding.methods.unified.head_share = {self.head_share}: must lie in [0, 1)"
+            )
+        sizes = {table.name: int(table.num_embeddings) for table in tables}
+        if self.head_share and max(sizes.values()) > MAX_ROWS:
+            raise UserError(
+                "embedding.methods.unified.head_share: needs ids numbered by frequency; prepare "
+                "with --encoding vocabulary, or set it to 0"
+            )
+        regions = {}
+        for shared in range(self.num_tables):
+            dealt = [
+                (table.name, probe)
+                for position, table in enumerate(tables)
+                for probe in range(probes[table.name])
+                if (position + probe) % self.num_tables == shared
+            ]
+            head = _even_share(int(rows * self.head_share), [sizes[name] for name, _ in dealt])
+            first = 0
+            starts = {}
+            for key in dealt:
+                starts[key] = first
+                first += min(head, sizes[key[0]])
+            for key in dealt:
+                regions[key] = Region(
+                    head=min(head, sizes[key[0]]), start=starts[key], tail=first, rows=rows - first
+                )
+        return regions
 
     def _most_probes(self, names: Sequence[str]) -> dict[str, int]:
         given = self.num_probes
@@ -153,7 +204,11 @@ class Unified(Method):
         return most
 
     def _row_dim(self, tables: Sequence[EmbeddingBagConfig]) -> int:
-        """Returns d = D / max c."""
+        """Returns d."""
+        if self.probe_dim is not None:
+            if self.probe_dim < 1:
+                raise UserError(f"embedding.methods.unified.probe_dim = {self.probe_dim}: below 1")
+            return self.probe_dim
         dims = {table.embedding_dim for table in tables}
         most = max(self._most_probes([table.name for table in tables]).values())
         if len(dims) != 1:
@@ -179,3 +234,13 @@ class Unified(Method):
                 f"embedding.methods.unified.num_embeddings = {rows}: at most {MAX_ROWS} a table"
             )
         return per_table
+
+
+def _even_share(total: int, sizes: Sequence[int]) -> int:
+    """Returns the greatest h for which the sum of min(h, size) is at most `total`."""
+    left, parts = total, len(sizes)
+    for size in sorted(sizes):
+        if left < size * parts:
+            return left // parts
+        left, parts = left - size, parts - 1
+    return max(sizes, default=0)

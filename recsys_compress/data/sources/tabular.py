@@ -54,6 +54,7 @@ from recsys_compress.data.sources.columns import (
     weights,
 )
 from recsys_compress.data.sources.files import (
+    CSV_SUFFIXES,
     CsvFormat,
     check_columns,
     count_rows,
@@ -256,6 +257,8 @@ class Tabular(Source):
             column = table[name]
             if name in spec.text:
                 column = pc.cast(column, pa.large_string())
+            elif Path(where).suffix in CSV_SUFFIXES:
+                _check_one_type(column, name, where, row)
             columns[name] = ids(column, name, where)
         for time in spec.time:
             stamps = _timestamps(table[time.column], time.column, where)
@@ -264,6 +267,19 @@ class Tabular(Source):
         for multi in spec.multi_valued:
             columns |= _multi_valued(table, multi, where, row)
         return pa.table(columns)
+
+
+def _check_one_type(column: pa.ChunkedArray, name: str, where: str, row: int) -> None:
+    """Checks that a column that CSV made text is not numbers with a stray word among them."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return
+    number = pc.match_substring_regex(column, r"^[+-]?\d+$")
+    if pc.any(number).as_py() and not pc.all(number).as_py():
+        at = pc.index(number, pa.scalar(False)).as_py()
+        raise UserError(
+            f"{where}: column {name!r} is of mixed types: {column[at].as_py()!r} in row {row + at} "
+            "among integers; mend the values, or list the column under text to read all as text"
+        )
 
 
 def _label(table: pa.Table, label: LabelColumn, where: str, row: int) -> pa.Array:
