@@ -22,6 +22,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
 from recsys_compress.track import plots
 from recsys_compress.track.uri import (
+    alone,
     artifact_location,
     check_reachable,
     first_line,
@@ -99,8 +100,9 @@ class MLflowListener:
             UserError: MLflow refuses.
         """
         try:
-            self._client = MlflowClient(tracking_uri=self._uri)
-            self.run_id = self._resumed(run) or self._created(run)
+            with alone(self._uri):
+                self._client = MlflowClient(tracking_uri=self._uri)
+                self.run_id = self._resumed(run) or self._created(run)
             self._client.log_text(self.run_id, dump_job(_public(run.job)), "job.toml")
             self._client.log_dict(self.run_id, run.size, "size.json")
         except (MlflowException, OSError) as error:

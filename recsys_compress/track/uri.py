@@ -1,10 +1,13 @@
 """Which MLflow a run is recorded in, and a quick check that it can be reached."""
 
+import contextlib
+import fcntl
 import os
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy
@@ -60,6 +63,25 @@ def artifact_location(uri: str) -> str | None:
     """
     path = _sqlite_path(uri)
     return None if path is None else (path.absolute().parent / "mlruns").as_uri()
+
+
+@contextlib.contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Holds off other processes that would make the same SQLite database at the same time.
+
+    Alembic's migrations, which make it, fail where two processes run them at once.
+    """
+    path = _sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.absolute().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _check_server(uri: str) -> None:

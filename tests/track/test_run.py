@@ -1,5 +1,7 @@
 import logging
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -167,3 +169,31 @@ def test_recording_costs_little(sqlite_uri: str, job: Job, start: RunStart) -> N
     for step in range(1000):
         listener.metrics(step, {"train/loss": 0.5, "perf/samples_per_s": 1e4})
     assert time.perf_counter() - before < 0.5
+
+
+AT_ONCE = """
+import sys
+from pathlib import Path
+from recsys_compress.config import DataConfig, Job, TrackingConfig
+from recsys_compress.track.run import MLflowListener
+from recsys_compress.train.events import RunStart
+job = Job(data=DataConfig(path="x"), tracking=TrackingConfig(uri=sys.argv[1]))
+listener = MLflowListener(job)
+sizes = {"tables": 1, "full": 1, "ratio": 1.0, "optimizer": 1, "model": 1}
+listener.started(
+    RunStart(job=job, folder=Path(sys.argv[2]), run_id="0", name="n", total_steps=1, first_step=0,
+             bytes=sizes, size={}, tags={})
+)
+"""
+
+
+def test_two_processes_may_make_the_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    commands = [[sys.executable, "-c", AT_ONCE, uri, str(tmp_path / str(n))] for n in range(2)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for command in commands]
+    errors = [process.communicate()[1].decode()[-500:] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("recsys-compress")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 2
