@@ -1,7 +1,7 @@
 """Settings of the process that must stand before torch is imported; standard library only.
 
-Figures are of a Xeon with 2 cores, in milliseconds of a training step's embedding part: 26 features,
-10 M rows of width 16 (64 where said) in one table, batch 8192; see docs/benchmarks.
+Figures are of a Xeon with 2 cores, in CPU milliseconds of one step of the embedding part: 26
+features, 10 M rows of width 16 (64 where said) in one table, batch 8192; see docs/benchmarks.
 """
 
 import ctypes
@@ -40,6 +40,6 @@ def configure() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return
-    for parameter, value, variable in _MALLOC:
+    for parameter, size, variable in _MALLOC:
         if variable not in os.environ:
-            mallopt(parameter, value)  # an older glibc refuses more than 32 MiB, harmlessly
+            mallopt(parameter, size)  # an older glibc refuses more than 32 MiB, harmlessly

@@ -1,0 +1,1 @@
+"""Speed and memory, shown in one command: `python -m benchmarks.run`."""

@@ -1,0 +1,92 @@
+"""Measures speed and memory: `python -m benchmarks.run [--quick] [--only GROUP] [--repeats N]`.
+
+Every case runs in a process of its own, cases in turn (A B C A B C ...), so that a neighbour's load
+falls on all of them. Figures go to the terminal, to a Markdown page and to a plot.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.case import ROOT, Case, Figures, Shape, run
+from benchmarks.report import Results
+from recsys_compress import runtime
+
+QUICK = Shape(
+    features=4, rows=40_000, dim=8, batch=256, dense=2, warmup=1, steps=2, examples=10_000
+)
+REPEATS = 3
+
+
+def cases(group: str, shape: Shape, data: str) -> list[Case]:
+    """Returns a group's cases, each (name, whether tuned) once."""
+    wanted = {
+        "embedding": [
+            ("stock", False),
+            ("stock", True),
+            ("torch", False),
+            ("torch", True),
+            ("full", True),
+            ("hash", True),
+            ("unified", True),
+        ],
+        "step": [("stock", False), ("stock", True), ("full", True), ("unified", True)],
+        "reading": [("reader", True), ("train", True)],
+        "memory": [("full", True), ("0.5x", True), ("0.1x", True), ("0.01x", True)],
+    }
+    return [
+        Case(group=group, name=name, tuned=tuned, shape=shape, data=data)
+        for name, tuned in wanted[group]
+    ]
+
+
+def prepared(group: str, shape: Shape, folder: Path) -> str:
+    """Returns the folder of the dataset that the group reads, made here; "" where it reads none."""
+    if group not in ("reading", "memory"):
+        return ""
+    from benchmarks import data  # it imports much that the other groups do without
+
+    make = data.click_log if group == "reading" else data.many_ids
+    return str(make(shape, folder))
+
+
+def measure(groups: list[str], shape: Shape, repeats: int) -> Iterator[tuple[Case, Figures]]:
+    """Yields figures as they come, `repeats` of each case; of memory, which hardly varies, one."""
+    with tempfile.TemporaryDirectory() as folder:
+        for group in groups:
+            data = prepared(group, shape, Path(folder))
+            rounds = 1 if group == "memory" else repeats
+            for _, case in itertools.product(range(rounds), cases(group, shape, data)):
+                yield case, run(case)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmarks; returns 1 if a claim does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--only", choices=report.GROUPS, help="one group instead of all")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="processes per case")
+    parser.add_argument("--quick", action="store_true", help="tiny tables, to try it out")
+    parser.add_argument("--out", type=Path, help="folder of the page and the plot")
+    options = parser.parse_args(arguments)
+    out = options.out or ROOT / ("build/benchmarks" if options.quick else "docs/benchmarks")
+    groups = [options.only] if options.only else list(report.GROUPS)
+    shape = QUICK if options.quick else Shape()
+    runtime.configure()
+    results = Results.load(out, shape).without(groups)
+    for case, figures in measure(groups, shape, options.repeats):
+        results.add(case, figures)
+        shown = "  ".join(f"{key} {value:,.4g}" for key, value in figures.items())
+        print(f"{case.group}/{case.name}{'' if case.tuned else ' (as is)'}  {shown}", flush=True)
+    page = report.write(results, out)
+    print(page)
+    print(f"written to {out}")
+    failed = [claim for claim in report.claims(results) if not claim.holds]
+    return 1 if failed and not options.quick else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

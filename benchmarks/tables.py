@@ -1,0 +1,171 @@
+"""The same tables in three hands: stock TorchRec, plain torch, and ours."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.optim import _apply_optimizer_in_backward
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from benchmarks.case import Shape
+from recsys_compress.compress import (
+    CompressedEmbeddingBagCollection,
+    Method,
+    Policy,
+    Rule,
+    TableOptions,
+)
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.methods.hash import Hash
+from recsys_compress.compress.methods.unified import Unified
+from recsys_compress.train.shard import process_group, shard
+
+OPTIONS = TableOptions(learning_rate=0.02)
+SHARE = 0.1  # of the full tables' bytes, for methods that compress
+CPU = torch.device("cpu")
+
+
+def names(shape: Shape) -> list[str]:
+    """Returns the features, which are also the tables."""
+    return [f"feature_{index}" for index in range(shape.features)]
+
+
+def configs(shape: Shape) -> list[EmbeddingBagConfig]:
+    """Returns the logical tables."""
+    return [
+        EmbeddingBagConfig(
+            name=name,
+            feature_names=[name],
+            num_embeddings=shape.rows_per_table,
+            embedding_dim=shape.dim,
+        )
+        for name in names(shape)
+    ]
+
+
+class Holder(nn.Module):
+    """A model that is nothing but its embeddings."""
+
+    def __init__(self, embeddings: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Returns the (B, F x D) vectors."""
+        values: Tensor = self.embeddings(features).values()
+        return values
+
+
+@contextlib.contextmanager
+def quiet_process_group() -> Iterator[None]:
+    """Holds a world of one, without the warnings of libraries."""
+    with warnings.catch_warnings(), process_group():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def stock(shape: Shape) -> EmbeddingBagCollection:
+    """Returns TorchRec's own collection, a table for each feature."""
+    return EmbeddingBagCollection(tables=configs(shape), device=torch.device("meta"))
+
+
+def shard_stock(model: nn.Module, embeddings: EmbeddingBagCollection) -> DistributedModelParallel:
+    """Shards `model.embeddings` table-wise with fused row-wise Adagrad, all else at its default."""
+    settings = {"lr": OPTIONS.learning_rate, "eps": OPTIONS.epsilon}
+    _apply_optimizer_in_backward(RowWiseAdagrad, embeddings.parameters(), settings)
+    sharder = EmbeddingBagCollectionSharder()
+    plan = construct_module_sharding_plan(
+        embeddings,
+        {table.name: table_wise(rank=0) for table in embeddings.embedding_bag_configs()},
+        sharder=sharder,
+        world_size=1,
+        local_size=1,
+        device_type="cpu",
+    )
+    return DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=CPU,
+        plan=ShardingPlan(plan={"embeddings": plan}),
+        sharders=[sharder],
+        init_data_parallel=False,
+    )
+
+
+def ours(shape: Shape, name: str) -> CompressedEmbeddingBagCollection:
+    """Returns our collection with every table under the method `name`."""
+    methods: dict[str, Method] = {
+        "full": Full(),
+        "hash": Hash(share=SHARE),
+        "unified": Unified(num_embeddings=int(shape.rows * SHARE) * 2, num_probes=2),
+    }
+    policy = Policy(default=Rule(method=methods[name], options=OPTIONS), min_rows=0)
+    return CompressedEmbeddingBagCollection(
+        tables=configs(shape), policy=policy, fused_device=torch.device("meta")
+    )
+
+
+def build(
+    shape: Shape, name: str, wrap: Callable[[Any], nn.Module] = Holder
+) -> DistributedModelParallel:
+    """Returns `wrap(embeddings)`, sharded.
+
+    Args:
+        shape: the workload.
+        name: "stock", or a method of ours.
+        wrap: makes a model that keeps the embeddings as its `embeddings`.
+    """
+    if name == "stock":
+        collection = stock(shape)
+        return shard_stock(wrap(collection), collection)
+    embeddings = ours(shape, name)
+    return shard(wrap(embeddings), embeddings, CPU)
+
+
+class Batches:
+    """Batches of random ids, made beforehand, one id in each bag.
+
+    Args:
+        shape: the workload.
+        zipf: exponent of the ids' frequencies; 0 for uniform.
+        count: distinct batches.
+    """
+
+    def __init__(self, shape: Shape, *, zipf: float, count: int = 8) -> None:
+        generator = torch.Generator().manual_seed(0)
+        size = (count, shape.features * shape.batch)
+        u = torch.rand(size, dtype=torch.float64, generator=generator)
+        power, rows = 1 - zipf, shape.rows_per_table
+        # Inverse of the integral of x**-zipf from 1 to rows + 1.
+        ranks = (1 + u * ((rows + 1) ** power - 1)) ** (1 / power) - 1
+        ranks = ranks.long().clamp_(max=rows - 1)
+        # Rank and id have nothing to do with each other: frequent rows lie anywhere in a table.
+        self._ids = torch.randperm(rows, generator=generator)[ranks]
+        self._names = names(shape)
+        self._shape = shape
+        self._lengths = torch.ones(size[1], dtype=torch.int64)
+
+    def flat(self, number: int) -> Tensor:
+        """Returns (F x B,) ids, features outermost."""
+        return self._ids[number % len(self._ids)]
+
+    def keyed(self, number: int) -> KeyedJaggedTensor:
+        """Returns the same ids as a `KeyedJaggedTensor`."""
+        return KeyedJaggedTensor(
+            keys=self._names,
+            values=self.flat(number),
+            lengths=self._lengths,
+            stride=self._shape.batch,
+            length_per_key=[self._shape.batch] * self._shape.features,
+        )
