@@ -53,6 +53,7 @@ class Cell:
 
 # Unified Embedding as in the paper: no id has rows of its own, and vectors are as wide as did best.
 PLAIN = (
+    ("embedding.min_rows", "20"),
     ("embedding.methods.unified.head_share", "0.0"),
     ("embedding.methods.unified.num_probes", "{user=8, item=8, city=2, country=2}"),
 )

@@ -184,7 +184,7 @@ def label(key: str) -> str:
     """Returns how a case is called in tables."""
     _, name, tuned = key.split("/")
     plain = LABELS.get(name, name)
-    return f"{plain} ({tuned})" if name in ("stock", "torch") else plain
+    return f"{plain} ({tuned})" if name in ("stock", "torch") or tuned != "tuned" else plain
 
 
 def _embedding(results: Results) -> list[str]:

@@ -30,6 +30,7 @@ def cases(group: str, shape: Shape, data: str) -> list[Case]:
             ("stock", True),
             ("torch", False),
             ("torch", True),
+            ("full", False),
             ("full", True),
             ("hash", True),
             ("unified", True),

@@ -1,7 +1,7 @@
 """Settings of the process that must stand before torch is imported; standard library only.
 
 Figures are of a Xeon with 2 cores, in CPU milliseconds of one step of the embedding part: 26
-features, 10 M rows of width 16 (64 where said) in one table, batch 8192; see docs/benchmarks.
+features, 10 M rows of width 16 (2.5 M of width 64) in one table, batch 8192; see docs/benchmarks.
 """
 
 import ctypes
@@ -15,14 +15,16 @@ ENVIRONMENT = {
     # core, every parallel region stalls for a tick of the scheduler: up to 15 times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
     # torch asks for huge pages for tensors of 2 MiB and more, of which the kernel makes use where
-    # transparent huge pages are on "madvise": fewer TLB misses in large tables, 39 to 34.
+    # transparent huge pages are on "madvise": fewer TLB misses in large tables. At width 16 it
+    # takes both this and what stands below, 35 to 31.5; at width 64 this alone takes 92 to 73.
     "THP_MEM_ALLOC_ENABLE": "1",
 }
 
 # Parameters of glibc's mallopt(3): number, value, and the variable by which users set them.
 _MALLOC = (
     # Outputs and gradients of a step come from the heap, not from fresh pages that the kernel must
-    # clear each time: 82 to 72 at width 64. glibc by itself goes up to 32 MiB.
+    # clear each time: 92 to 69 at width 64, and 65 with huge pages. glibc by itself goes up to
+    # 32 MiB, so that at width 16 this alone changes nothing.
     (-3, 256 * MIB, "MALLOC_MMAP_THRESHOLD_"),
     # Memory freed at the end of the heap is kept up to this much, for the next step; else some
     # steps give it back and fault it in again.
