@@ -15,7 +15,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress.combine import Pairwise
-from recsys_compress.compress.hashing import along_keys, per_value
+from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, Part, PhysicalTable, TableOptions
 from recsys_compress.compress.method import (
     Method,
@@ -82,6 +82,7 @@ class QuotientRemainder(Method):
             for f, t, part in reads
         )
         order = list(dict.fromkeys(feature for feature, _, _ in reads))
+        owner = dict(features)
         widths = {f: int(t.embedding_dim) for t in tables for f in t.feature_names}
         combine = None
         if split and self.operation != "concat":
@@ -91,11 +92,9 @@ class QuotientRemainder(Method):
             tables=tuple(part for table in tables for part in self._parts(table)),
             lookups=lookups,
             ids=QuotientsAndRemainders(
-                names=[lookup.name for lookup in lookups],
                 features=order,
-                source=[order.index(feature) for feature, _, _ in reads],
-                moduli=[moduli[table] or 1 for _, table, _ in reads],
-                remainder=[part == "r" for _, _, part in reads],
+                moduli=[moduli[owner[feature]] or 1 for feature in order],
+                reads=[(order.index(feature), part == "r") for feature, _, part in reads],
                 single=self.operation == "mult",
             ),
             combine=combine,
@@ -147,14 +146,12 @@ class QuotientRemainder(Method):
 
 
 class QuotientsAndRemainders(nn.Module):
-    """Maps ids to quotients, to remainders, or to themselves.
+    """Maps ids to their quotients and remainders by the modulus of their feature.
 
     Args:
-        names: (K,) of the look-ups.
         features: (F,) in the order of the batches.
-        source: (K,) position of each look-up's feature.
-        moduli: (K,) divisor of each look-up's ids; a quotient by 1 is the id.
-        remainder: (K,) whether the look-up is by remainder.
+        moduli: (F,) of the features; a quotient by 1 is the id.
+        reads: (K,) the feature's position, and whether its remainders are read, for each look-up.
         single: whether rows are multiplied: bags of several ids are refused, and an id's weight
             goes to only one of its two rows.
     """
@@ -162,23 +159,19 @@ class QuotientsAndRemainders(nn.Module):
     def __init__(
         self,
         *,
-        names: Sequence[str],
         features: Sequence[str],
-        source: Sequence[int],
         moduli: Sequence[int],
-        remainder: Sequence[bool],
+        reads: Sequence[tuple[int, bool]],
         single: bool,
     ) -> None:
         super().__init__()
-        self.names = list(names)
         self.features = list(features)
-        self.source = list(source)
         self.moduli = tuple(moduli)
         self.single = single
-        # A look-up by quotient is v // m, one by remainder v - (v // m) * m.
-        self.of_id = tuple(int(r) for r in remainder)
-        self.of_quotient = tuple(-m if r else 1 for m, r in zip(moduli, remainder, strict=True))
-        self.multiplied = [s for s, r in zip(source, remainder, strict=True) if r]
+        self.keys = [f"{feature}#{part}" for part in "qr" for feature in features]
+        order = [position + len(features) * remainder for position, remainder in reads]
+        self.order = None if order == list(range(len(self.keys))) else order
+        self.multiplied = [position for position, remainder in reads if remainder]
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Returns the K look-ups' bags with values in the tables' ranges.
@@ -186,26 +179,23 @@ class QuotientsAndRemainders(nn.Module):
         Raises:
             UserError: a bag has several ids where rows are multiplied.
         """
+        lengths, weights = features.lengths(), features.weights_or_none()
         if self.single:
-            self._refuse_several(features.lengths().view(len(self.features), -1))
-        repeated = features.permute(self.source)
-        lengths = repeated.length_per_key()
-        values, moduli = along_keys(repeated.values(), self.moduli, lengths)
-        _, of_id = along_keys(repeated.values(), self.of_id, lengths)
-        _, of_quotient = along_keys(repeated.values(), self.of_quotient, lengths)
+            self._refuse_several(lengths.view(len(self.features), -1))
+        values, moduli = along_keys(features.values(), self.moduli, features.length_per_key())
         quotients = values.div(moduli, rounding_mode="floor")
-        weights = repeated.weights_or_none()
-        if weights is not None and self.single:
-            second = per_value(self.of_id, lengths, features.device())
-            weights = weights.masked_fill(second.bool(), 1.0)
-        return KeyedJaggedTensor(
-            keys=self.names,
-            values=(values * of_id + quotients * of_quotient).view(-1),
+        remainders = values - quotients * moduli
+        if weights is not None:
+            weights = torch.cat([weights, torch.ones_like(weights) if self.single else weights])
+        both = KeyedJaggedTensor(
+            keys=self.keys,
+            values=torch.cat([quotients.view(-1), remainders.view(-1)]),
             weights=weights,
-            lengths=repeated.lengths(),
+            lengths=torch.cat([lengths, lengths]),
             stride=features.stride(),
-            length_per_key=lengths,
+            length_per_key=2 * features.length_per_key(),
         )
+        return both if self.order is None else both.permute(self.order)
 
     def _refuse_several(self, lengths: Tensor) -> None:
         """Refuses (F, B) lengths above 1 of features whose rows are multiplied."""
