@@ -153,13 +153,12 @@ class Trainer:
                     loss = self._report(meter)
                     if due:
                         self._evaluate_and_keep(loss)
-                    if due or interrupted.is_set():
-                        self._checkpoint()
-                    if interrupted.is_set() or self.progress.waited >= self.job.train.patience:
-                        return
                     meter = _Meter()
-                elif self._is_checkpoint_step():
+                stop = interrupted.is_set()
+                if due or stop or self._is_checkpoint_step():
                     self._checkpoint()
+                if stop or self.progress.waited >= self.job.train.patience:
+                    return
 
     def evaluate(self, split: Split) -> BinaryMetrics:
         """Returns the metrics of the current weights on a split."""

@@ -204,6 +204,19 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+@pytest.mark.parametrize("log_seconds", [0.0, 1e9])
+def test_checkpoints_between_evaluations(
+    log_seconds: float,
+    synthetic_dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recsys_compress.train.trainer.LOG_SECONDS", log_seconds)
+    result = train(make_job(synthetic_dataset, tmp_path, epochs=1, checkpoint_steps=10))
+    kept = [path.name for path in sorted((result.folder / "checkpoints").iterdir())]
+    assert kept == ["step-000000030", f"step-{result.steps:09d}"]
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     synthetic_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
