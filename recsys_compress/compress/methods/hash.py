@@ -11,7 +11,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_compress.compress.hashing import per_value
+from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
 from recsys_compress.compress.method import Method, check_share, register, solve
 
@@ -84,10 +84,10 @@ class Remainder(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Returns the same bags with values in [0, rows)."""
-        rows = per_value(self.rows, features.length_per_key(), features.device())
+        ids, rows = along_keys(features.values(), self.rows, features.length_per_key())
         return KeyedJaggedTensor(
             keys=features.keys(),
-            values=features.values().remainder(rows),
+            values=ids.remainder(rows).view(-1),
             weights=features.weights_or_none(),
             lengths=features.lengths(),
             stride=features.stride(),
