@@ -1,7 +1,7 @@
 """Compressed tables that look like torchrec's `EmbeddingBagCollection`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,32 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from recsys_compress.compress.hashing import along_keys
+from recsys_compress.compress.hashing import along_keys, check_range
+from recsys_compress.compress.hook import Hook, LiveTable
 from recsys_compress.compress.lowering import Lowering, TableOptions
-from recsys_compress.compress.merge import MergedTable, Slot, merge
-from recsys_compress.compress.method import method_name
+from recsys_compress.compress.merge import MAX_ROWS, MergedTable, Slot, merge
+from recsys_compress.compress.method import Values, method_name
 from recsys_compress.compress.policy import Policy, full_bytes
 from recsys_compress.compress.size import CombineSize, LogicalSize, SizeReport
 from recsys_compress.config import DenseOptimizerName
 from recsys_compress.errors import UserError
+
+_CHUNK = 1 << 16  # ids whose vectors are read at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a physical table lies.
+
+    Attributes:
+        parameter: the table parameter's name within the collection.
+        rows: its rows there.
+        used_dim: its width without padding.
+    """
+
+    parameter: str
+    rows: slice
+    used_dim: int
 
 
 class CompressedEmbeddingBagCollection(nn.Module):
@@ -25,6 +43,9 @@ class CompressedEmbeddingBagCollection(nn.Module):
     It contains stock torchrec collections, which torchrec shards: `fused` holds the tables whose
     optimizer runs inside the backward pass, `dense` the small ones that are replicated and trained
     by a dense optimizer. `output` holds the parameters of methods that combine look-ups.
+
+    Attributes:
+        frozen: whether look-ups leave no trace for a backward pass, so that no table moves.
 
     Args:
         tables: the logical tables, as for `EmbeddingBagCollection`.
@@ -55,7 +76,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
         fused = [t for t in self._tables if t.options.fused]
         self._dense_tables = [t for t in self._tables if not t.options.fused]
         self._num_fused_lookups = sum(len(t.lookups) for t in fused)
-        self.ids = PhysicalIds(lowerings, slots, self._tables)
+        self.ids = PhysicalIds(lowerings, slots, self._tables).to(device)
+        self.frozen = False
+        self._lowerings = lowerings
+        self._slots = slots
         self.fused = None
         if fused:
             self.fused = EmbeddingBagCollection(
@@ -75,6 +99,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         self.output = Output(tables, slots, lowerings, is_weighted=is_weighted).to(device)
         self._configs = self.output.configs
         self._is_weighted = is_weighted
+        self._device = device
         physical: dict[str, dict[str, None]] = {}
         for slot in slots:
             physical.setdefault(slot.feature, {})[slot.table.parameter] = None
@@ -104,6 +129,16 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Raises:
             ValueError: a feature is missing, or an id lies outside its table.
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            pooled = self._look_up(features)
+        output: KeyedTensor = self.output(pooled, features)
+        if self.training and torch.is_grad_enabled() and not self.frozen:
+            for hook in self.hooks():
+                hook.looked_up(features, output)
+        return output
+
+    def _look_up(self, features: KeyedJaggedTensor) -> list[tuple[list[str], Tensor]]:
+        """Returns for each inner collection its look-ups' names and their (B, K x D) vectors."""
         lookups = self.ids(features)
         num_dense = len(lookups.keys()) - self._num_fused_lookups
         fused, *dense = (
@@ -117,8 +152,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
             pooled.append((result.keys(), result.values()))
         for table, part in zip(self._dense_tables, dense, strict=True):
             pooled.append((list(table.lookups), self._look_up_dense(table, part)))
-        output: KeyedTensor = self.output(pooled, features)
-        return output
+        return pooled
 
     def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
         """Returns the logical tables, with the width of the vectors that they give."""
@@ -131,6 +165,100 @@ class CompressedEmbeddingBagCollection(nn.Module):
     def table_options(self) -> dict[str, TableOptions]:
         """Returns how each table parameter is trained, by its name within the collection."""
         return {table.parameter: table.options for table in self._tables}
+
+    def hooks(self) -> list[Hook]:
+        """Returns the hooks of the methods that have one."""
+        return [lowering.hook for lowering in self._lowerings if lowering.hook is not None]
+
+    def bind_hooks(self, live: Callable[[Placement], LiveTable]) -> None:
+        """Gives hooks access to their physical tables.
+
+        Args:
+            live: returns the live tensors of a place in a table parameter.
+        """
+        for lowering, places in zip(self._lowerings, self._placements(), strict=True):
+            if lowering.hook is not None:
+                lowering.hook.bind(lambda name, places=places: live(places[name]))  # type: ignore[misc]
+
+    def values(self, state: Mapping[str, Tensor]) -> list[Values]:
+        """Returns each assignment's part of the collection's tensors, as views.
+
+        Args:
+            state: the collection's state dict, tables whole.
+        """
+        return [
+            Values(
+                tables={
+                    name: state[place.parameter][place.rows, : place.used_dim]
+                    for name, place in places.items()
+                },
+                combine=_below(f"output.combines.{number}.", state),
+                ids=_below(f"ids.transforms.{number}.", state),
+            )
+            for number, places in enumerate(self._placements())
+        ]
+
+    @torch.no_grad()
+    def write(self, values: Sequence[Values], state: Mapping[str, Tensor]) -> None:
+        """Overwrites tensors; padding becomes zero.
+
+        Args:
+            values: for each assignment of the policy, in its order; tensors that are not named
+                stay as they are.
+            state: the collection's state dict, tables whole, by which its tensors are written.
+        """
+        for given, own, places in zip(values, self.values(state), self._placements(), strict=True):
+            for name, table in given.tables.items():
+                state[places[name].parameter][places[name].rows].zero_()
+                own.tables[name].copy_(table)
+            for name, value in given.combine.items():
+                own.combine[name].copy_(value)
+            for name, value in given.ids.items():
+                own.ids[name].copy_(value)
+
+    def vectors(self, table: str) -> Tensor:
+        """Returns the (n, D) vectors of all ids of a logical table.
+
+        Raises:
+            UserError: its ids are hashes, too many to look at.
+        """
+        config = next(t for t in self._configs if t.name == table)
+        if config.num_embeddings > MAX_ROWS:
+            raise UserError(
+                f"table {table!r}: has {config.num_embeddings:,} ids, too many to take over one by "
+                "one; prepare the data with --encoding vocabulary"
+            )
+        keys = [feature for t in self._configs for feature in t.feature_names]
+        own = keys.index(config.feature_names[0])
+        chunks = []
+        with torch.no_grad():
+            for ids in torch.split(torch.arange(config.num_embeddings), _CHUNK):
+                lengths = torch.zeros(len(keys), len(ids), dtype=torch.int64)
+                lengths[own] = 1
+                features = KeyedJaggedTensor(
+                    keys=keys,
+                    values=ids,
+                    lengths=lengths.view(-1),
+                    weights=torch.ones(len(ids)) if self._is_weighted else None,
+                    stride=len(ids),
+                ).to(self._device)
+                chunks.append(self(features)[keys[own]].clone().cpu())
+        return torch.cat(chunks)
+
+    def _placements(self) -> list[dict[str, Placement]]:
+        """Returns by lowering, and then by its physical table, where that table lies."""
+        slots = iter(self._slots)
+        return [
+            {
+                lookup.table: Placement(
+                    parameter=slot.table.parameter,
+                    rows=slice(slot.offset, slot.offset + slot.rows),
+                    used_dim=slot.table.used_dim,
+                )
+                for lookup, slot in zip(lowering.lookups, slots, strict=False)
+            }
+            for lowering in self._lowerings
+        ]
 
     def size_report(self, dense_optimizer: DenseOptimizerName = "adam") -> SizeReport:
         """Returns the bytes of the tables and of what combines their vectors.
@@ -206,7 +334,7 @@ class PhysicalIds(nn.Module):
         ]
         length_per_key = [length for part in parts for length in part.length_per_key()]
         values = _join([part.values() for part in parts])
-        self._check(values, length_per_key)
+        check_range(values, self._rows, length_per_key, [slot.feature for slot in self._slots])
         rows, offsets = along_keys(values, self._offsets, length_per_key)
         lookups = KeyedJaggedTensor(
             keys=[slot.lookup for slot in self._slots],
@@ -220,24 +348,6 @@ class PhysicalIds(nn.Module):
             length_per_key=length_per_key,
         )
         return lookups if self._order is None else lookups.permute(self._order)
-
-    def _check(self, values: Tensor, length_per_key: list[int]) -> None:
-        """Refuses (N,) values of which one is no row of its look-up's table."""
-        ids, rows = along_keys(values, self._rows, length_per_key)
-        # Of keys of equal length the least and the greatest id say it all, in a single pass.
-        low, high = ids.aminmax(dim=1, keepdim=True) if len(ids) > 1 else (ids, ids)
-        inside = (low >= 0).logical_and_(high < rows)
-        if values.device.type != "cpu":
-            torch._assert_async(inside.all(), "an id lies outside its embedding table")
-        elif not inside.all():
-            outside = (ids < 0).logical_or_(ids >= rows).view(-1)
-            position = int(outside.nonzero()[0])
-            ends = torch.tensor(length_per_key).cumsum(0)
-            slot = self._slots[int(torch.searchsorted(ends, position, right=True))]
-            raise ValueError(
-                f"feature {slot.feature!r}: id {int(values[position])} lies outside "
-                f"[0, {slot.rows}); prepare the data again, or give the table more rows"
-            )
 
 
 class Output(nn.Module):
@@ -371,6 +481,11 @@ def _select(features: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:
     if missing:
         raise ValueError(f"features {sorted(missing)} are missing; the batch has {keys}")
     return features.permute([keys.index(name) for name in names])
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors under a prefix, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def _check_names(tables: Sequence[EmbeddingBagConfig]) -> None:

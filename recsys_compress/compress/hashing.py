@@ -79,6 +79,37 @@ def along_keys(
     return values.unsqueeze(0), flat.unsqueeze(0)
 
 
+def check_range(
+    values: Tensor, limits: Sequence[int], length_per_key: list[int], features: Sequence[str]
+) -> None:
+    """Refuses ids outside their table. A kernel would read and train row 0 instead.
+
+    Args:
+        values: (N,) integers, keys outermost.
+        limits: (K,) rows of each key's table.
+        length_per_key: (K,) number of values of each key.
+        features: (K,) what the error calls each key.
+
+    Raises:
+        ValueError: names the first such id.
+    """
+    ids, rows = along_keys(values, limits, length_per_key)
+    # Of keys of equal length the least and the greatest id say it all, in a single pass.
+    low, high = ids.aminmax(dim=1, keepdim=True) if len(ids) > 1 else (ids, ids)
+    inside = (low >= 0).logical_and_(high < rows)
+    if values.device.type != "cpu":
+        torch._assert_async(inside.all(), "an id lies outside its embedding table")
+    elif not inside.all():
+        outside = (ids < 0).logical_or_(ids >= rows).view(-1)
+        position = int(outside.nonzero()[0])
+        ends = torch.tensor(length_per_key).cumsum(0)
+        key = int(torch.searchsorted(ends, position, right=True))
+        raise ValueError(
+            f"feature {features[key]!r}: id {int(values[position])} lies outside "
+            f"[0, {limits[key]}); prepare the data again, or give the table more rows"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Region:
     """Where a look-up finds its rows.

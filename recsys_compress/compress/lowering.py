@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from recsys_compress.compress.hook import Hook
 from recsys_compress.config import TableOptimizerName
 from recsys_compress.errors import UserError, nearest
 
@@ -130,20 +131,24 @@ class Lowering:
         tables: the physical tables.
         lookups: in the order in which `ids` emits them.
         ids: a parameter-free module, KeyedJaggedTensor of the F logical features -> one of the K
-            look-ups, whose values are rows of the physical tables.
+            look-ups, whose values are rows of the physical tables. Maps of ids that cannot be
+            computed are its buffers: they are saved, counted as bytes, and on a real device from
+            the start.
         combine: a module of two arguments: the pooled vectors of all look-ups in their order,
             (B, sum of their widths), and the total weight of each feature's bag, which is its
             length where ids have no weights, (B, F). It returns the features' vectors, each as
             wide as its logical table, (B, sum of D). Features come in the order of `features`.
             What it does must commute with the sum over a bag, or else `ids` must refuse bags of
             several ids. Its parameters belong to the dense part: they are on a real device from the
-            start, and the dense optimizer trains them.
+            start, and the dense optimizer trains them, but for those that `hook` trains.
+        hook: what the method does while its tables train; None for nothing.
     """
 
     tables: tuple[PhysicalTable, ...]
     lookups: tuple[Lookup, ...]
     ids: nn.Module
     combine: nn.Module | None = None
+    hook: Hook | None = None
 
     @property
     def features(self) -> list[str]:

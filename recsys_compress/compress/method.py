@@ -8,11 +8,61 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TypeVar, get_args
 
+from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.lowering import Lowering, TableOptions
+from recsys_compress.compress.moments import Moments
 from recsys_compress.config import STRICT
 from recsys_compress.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A stage of training.
+
+    Attributes:
+        name: for people.
+        method: what is lowered in this stage.
+        epochs: most passes over the training split; None for the job's.
+        freeze_model: whether training steps move the tables alone.
+        search: whether each training step is followed by one of the hook's own, `Hook.search`.
+    """
+
+    name: str
+    method: "Method"
+    epochs: int | None = None
+    freeze_model: bool = False
+    search: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained model's tables, as a method sees them that takes them over.
+
+    Attributes:
+        vectors: from a logical table's name to the (n, D) vectors of all its ids.
+        moments: from a logical table's name to the moments of its vectors over the training split,
+            each as often as it is looked up; a pass over the data the first time.
+    """
+
+    vectors: Callable[[str], Tensor]
+    moments: Callable[[str], Moments]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Values:
+    """Values of a lowering's tensors.
+
+    Attributes:
+        tables: by physical table, (rows, D) without padding.
+        combine: state dict of `Lowering.combine`, or a part of it.
+        ids: state dict of `Lowering.ids`.
+    """
+
+    tables: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    combine: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    ids: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +97,35 @@ class Method(abc.ABC):
         Raises:
             UserError: out of reach; the message says the least and the greatest bytes.
         """
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Returns the stages in which the method trains; the last one's method is this one.
+
+        From one stage to the next, the next one's method adopts the tables trained so far.
+        """
+        return (Phase(name="train", method=self),)
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],  # noqa: ARG002
+        trained: Trained,  # noqa: ARG002
+        budget_bytes: int | None,  # noqa: ARG002
+        options: TableOptions,  # noqa: ARG002
+    ) -> tuple["Method", Values]:
+        """Returns this method fitted to trained tables, and the values its tables begin with.
+
+        Args:
+            tables: the logical tables.
+            trained: their trained form.
+            budget_bytes: as for `fit`; None where the method's own knobs say it all.
+            options: as for `fit`.
+
+        Raises:
+            UserError: the budget is out of reach, or the method can only train from scratch.
+        """
+        raise UserError(
+            f"method {method_name(self)!r} cannot take over trained tables; train it from scratch"
+        )
 
 
 CLOSE = 0.95  # least share of a budget that a fitted method takes

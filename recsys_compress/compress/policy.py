@@ -2,14 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.lowering import FP32_BYTES, TableOptions
-from recsys_compress.compress.method import Method, method_class, method_name
+from recsys_compress.compress.method import Method, Trained, Values, method_class, method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.config import EmbeddingConfig, budget_bytes, parse
 from recsys_compress.errors import UserError
@@ -23,11 +23,13 @@ class Rule:
         method: the compression method.
         options: of its physical tables.
         table: regular expression that matches the whole name of the tables meant; None for all.
+        budget_bytes: what the method was fitted to; None where it was not.
     """
 
     method: Method
     options: TableOptions = field(default_factory=TableOptions)
     table: str | None = None
+    budget_bytes: int | None = None
 
     def matches(self, name: str) -> bool:
         """Whether the rule is meant for the table `name`."""
@@ -40,6 +42,17 @@ class Assignment:
 
     rule: Rule
     tables: tuple[EmbeddingBagConfig, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyPhase:
+    """A stage of training, for all tables; see `Phase`."""
+
+    name: str
+    policy: "Policy"
+    epochs: int | None
+    freeze_model: bool
+    search: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +113,122 @@ class Policy:
             )
         open_ = [a for a in assignments if a not in fixed]
         wanted = sum(full_bytes(a.tables) for a in open_)
-        fitted = {
-            id(a.rule): dataclasses.replace(
-                a.rule,
-                method=a.rule.method.fit(
-                    a.tables, (budget - spent) * full_bytes(a.tables) // wanted, a.rule.options
+        fitted = {}
+        for a in open_:
+            share = (budget - spent) * full_bytes(a.tables) // wanted
+            method = a.rule.method.fit(a.tables, share, a.rule.options)
+            fitted[id(a.rule)] = dataclasses.replace(a.rule, method=method, budget_bytes=share)
+        return self._with(fitted)
+
+    def phases(self) -> list[PolicyPhase]:
+        """Returns the stages in which the methods train; a method of one stage is in all of them.
+
+        Raises:
+            UserError: two methods train in different stages.
+        """
+        rules = [self.default, *self.rules]
+        by_rule = {id(rule): rule.method.phases() for rule in rules}
+        staged = {tuple(p.name for p in found) for found in by_rule.values() if len(found) > 1}
+        if len(staged) > 1:
+            raise UserError(
+                "embedding.rules: methods that train in different stages cannot go together: "
+                f"{'; '.join(sorted(', '.join(names) for names in staged))}; use one of them"
+            )
+        longest = max(by_rule.values(), key=len)
+        return [
+            PolicyPhase(
+                name=phase.name,
+                epochs=phase.epochs,
+                freeze_model=phase.freeze_model,
+                search=phase.search,
+                policy=self._with(
+                    {
+                        id(rule): dataclasses.replace(rule, method=by_rule[id(rule)][number].method)
+                        for rule in rules
+                        if len(by_rule[id(rule)]) > 1
+                    }
                 ),
             )
-            for a in open_
+            for number, phase in enumerate(longest)
+        ]
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        before: "Policy",
+        values: Sequence[Values],
+        trained: Trained,
+    ) -> tuple["Policy", list[Values]]:
+        """Returns this policy fitted to trained tables, and what its tables begin with.
+
+        Args:
+            tables: the logical tables.
+            before: the policy of the trained tables.
+            values: theirs, in the order of `before`'s assignments.
+            trained: the same tables as methods see them.
+
+        Raises:
+            UserError: a method cannot take over what another has trained.
+        """
+        same = {
+            tuple(t.name for t in a.tables): (a.rule.method, given)
+            for a, given in zip(before.assign(tables), values, strict=True)
         }
+        adopted, found = {}, []
+        for a in self.assign(tables):
+            method, given = same.get(tuple(t.name for t in a.tables), (None, Values()))
+            if method != a.rule.method:  # else they are as they were
+                method, given = a.rule.method.adopt(
+                    a.tables, trained, a.rule.budget_bytes, a.rule.options
+                )
+                adopted[id(a.rule)] = dataclasses.replace(a.rule, method=method)
+            found.append(given)
+        return self._with(adopted), found
+
+    def describe(self, tables: Sequence[EmbeddingBagConfig]) -> list[dict[str, Any]]:
+        """Returns the assignments as plain data, of which `Policy.described` makes a policy."""
+        return [
+            {
+                "tables": [table.name for table in assignment.tables],
+                **describe(assignment.rule.method),
+                "options": dataclasses.asdict(assignment.rule.options),
+                "budget_bytes": assignment.rule.budget_bytes,
+            }
+            for assignment in self.assign(tables)
+        ]
+
+    @staticmethod
+    def described(assignments: Sequence[Mapping[str, Any]], *, where: str) -> "Policy":
+        """Returns the policy that `describe` wrote.
+
+        Args:
+            assignments: what it wrote.
+            where: the file, for messages.
+
+        Raises:
+            UserError: it is not valid.
+        """
+        rules = []
+        for assignment in assignments:
+            knobs = dict(assignment)
+            names, options = knobs.pop("tables"), knobs.pop("options")
+            budget, kind = knobs.pop("budget_bytes"), method_class(knobs.pop("method"))
+            rules.append(
+                Rule(
+                    method=parse(kind, knobs, where=where),
+                    options=parse(TableOptions, options, where=where),
+                    table="|".join(re.escape(name) for name in names),
+                    budget_bytes=budget,
+                )
+            )
+        return Policy(default=Rule(method=Full()), rules=tuple(rules))
+
+    def _with(self, replaced: Mapping[int, Rule]) -> "Policy":
+        """Returns the policy with rules replaced, by their identity."""
         return dataclasses.replace(
             self,
-            default=fitted.get(id(self.default), self.default),
-            rules=tuple(fitted.get(id(rule), rule) for rule in self.rules),
+            default=replaced.get(id(self.default), self.default),
+            rules=tuple(replaced.get(id(rule), rule) for rule in self.rules),
         )
 
     @staticmethod

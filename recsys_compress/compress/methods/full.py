@@ -7,7 +7,7 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, out_of_reach, register
+from recsys_compress.compress.method import Method, Trained, Values, out_of_reach, register
 
 
 @register("full")
@@ -43,3 +43,13 @@ class Full(Method):
         if need > budget_bytes:
             raise out_of_reach("full", budget_bytes, need, need)
         return self
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        trained: Trained,
+        budget_bytes: int | None,  # noqa: ARG002
+        options: TableOptions,  # noqa: ARG002
+    ) -> tuple["Full", Values]:
+        """Returns itself and the tables' vectors."""
+        return self, Values(tables={table.name: trained.vectors(table.name) for table in tables})

@@ -1,0 +1,81 @@
+"""What a method does beside the look-ups while its tables train."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTable:
+    """A physical table while it trains: views of the tensors in the kernel and the optimizer.
+
+    Attributes:
+        weight: (rows, stored D), padding included.
+        state: by name, the optimizer's tensors that have a value or a row for each row: (rows,) or
+            (rows, stored D). Empty before the first step of an optimizer that makes them then.
+    """
+
+    weight: Tensor
+    state: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStep:
+    """What a hook may ask in a phase that searches: losses in which no table can move.
+
+    Attributes:
+        train: features of the training batch that has just been learned from.
+        valid: features of a batch of the validation split.
+        train_loss: loss of the training batch; its graph reaches all parameters but the tables.
+        valid_loss: loss of the validation batch, likewise.
+    """
+
+    train: KeyedJaggedTensor
+    valid: KeyedJaggedTensor
+    train_loss: Callable[[], Tensor]
+    valid_loss: Callable[[], Tensor]
+
+
+class Hook:
+    """Called by the trainer at fixed points; the default does nothing.
+
+    What must survive a killed run is in buffers of the lowering's modules or in `tensors`.
+
+    Attributes:
+        parameters: parameters of the lowering's `combine` that the hook trains itself; no
+            optimizer of the trainer has them.
+    """
+
+    parameters: Sequence[nn.Parameter] = ()
+
+    def bind(self, table: Callable[[str], LiveTable]) -> None:
+        """Is given access to the lowering's physical tables, by name; call `table` anew each time:
+        an optimizer may replace its tensors.
+        """
+
+    def looked_up(self, features: KeyedJaggedTensor, vectors: KeyedTensor) -> None:
+        """After each forward pass of training.
+
+        Args:
+            features: all features of the batch.
+            vectors: the collection's output; a hook may register hooks on its `values()`.
+        """
+
+    def on_step(self, progress: float) -> None:
+        """After each training step, when tables and parameters have been updated.
+
+        Args:
+            progress: share of the phase's steps that are done, in (0, 1].
+        """
+
+    def search(self, step: SearchStep) -> None:
+        """After each training step of a phase that searches."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the state that a checkpoint keeps."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `tensors` returned."""

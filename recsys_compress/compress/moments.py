@@ -1,0 +1,47 @@
+"""Streaming first and second moments of vectors, in float64."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums from which mean and covariance follow, whatever the number of vectors.
+
+    Attributes:
+        count: total weight of the vectors.
+        total: (D,) float64, their weighted sum.
+        outer: (D, D) float64, the weighted sum of their outer products.
+    """
+
+    count: float
+    total: Tensor
+    outer: Tensor
+
+    @staticmethod
+    def zeros(dim: int) -> "Moments":
+        """Returns the moments of no vectors."""
+        return Moments(
+            count=0.0,
+            total=torch.zeros(dim, dtype=torch.float64),
+            outer=torch.zeros(dim, dim, dtype=torch.float64),
+        )
+
+    def add(self, vectors: Tensor) -> None:
+        """Counts (N, D) vectors in, each with weight 1."""
+        vectors = vectors.detach().double().cpu()
+        self.count += len(vectors)
+        self.total += vectors.sum(dim=0)
+        self.outer.addmm_(vectors.t(), vectors)
+
+    def mean(self) -> Tensor:
+        """Returns (D,) the mean."""
+        return self.total / self.count
+
+    def covariance(self) -> Tensor:
+        """Returns (D, D) the covariance, symmetric."""
+        mean = self.mean()
+        covariance = self.outer / self.count - torch.outer(mean, mean)
+        return (covariance + covariance.t()) / 2
