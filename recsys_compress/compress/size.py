@@ -1,13 +1,47 @@
 """How many bytes the tables take, by table and in total, as they are in memory."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from recsys_compress.compress.lowering import FP32_BYTES
 from recsys_compress.config import DenseOptimizerName
 
-DATA_TYPE_BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+DataType = Literal["fp32", "fp16", "bf16", "int8", "int4", "int2"]
+
+DATA_TYPE_BITS: dict[DataType, int] = {
+    "fp32": 32,
+    "fp16": 16,
+    "bf16": 16,
+    "int8": 8,
+    "int4": 4,
+    "int2": 2,
+}
 ROW_SCALE_BYTES = 4  # fp16 scale and bias of a row quantized to integers
+
+
+def is_integer(data_type: DataType) -> bool:
+    """Whether rows of the type are quantized to integers, with a scale and a bias each."""
+    return data_type.startswith("int")
+
+
+def row_bytes(data_type: DataType, width: int) -> int:
+    """Returns the bytes at serving of a row of `width` values, unpadded, its scale included."""
+    values = -(-width * DATA_TYPE_BITS[data_type] // 8)
+    return values + (ROW_SCALE_BYTES if is_integer(data_type) else 0)
+
+
+def smallest_type(asked: DataType, width: int) -> DataType:
+    """Returns what stores rows of `width` values in the fewest bytes, no coarser than `asked`.
+
+    Of types of equal bytes it is the finest: int8 has the bytes of fp16 where rows are 4 wide.
+    """
+    finer: dict[DataType, int] = {"fp32": row_bytes("fp32", width)}
+    for data_type, bits in DATA_TYPE_BITS.items():
+        # fp16 and bf16 are neither finer than the other: one has the digits, the other the range.
+        if bits > DATA_TYPE_BITS[asked] and data_type != "bf16":
+            finer[data_type] = row_bytes(data_type, width)
+    finer[asked] = row_bytes(asked, width)
+    return min(finer, key=lambda data_type: finer[data_type])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +89,9 @@ class PhysicalSize:
     optimizer_bytes: int
     members: tuple[str, ...]
 
-    def serving_bytes(self, data_type: str) -> int:
+    def serving_bytes(self, data_type: DataType) -> int:
         """Returns bytes in a storage type, unpadded, with a scale and bias a row for integers."""
-        row = -(-self.used_dim * DATA_TYPE_BITS[data_type] // 8)
-        scale = ROW_SCALE_BYTES if data_type.startswith("int") else 0
-        return self.num_embeddings * (row + scale)
+        return self.num_embeddings * row_bytes(data_type, self.used_dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +137,7 @@ class SizeReport:
     @property
     def table_bytes(self) -> int:
         """Bytes of all parameters and auxiliary tensors of the collection."""
-        tables = sum(t.parameter_bytes for t in self.physical)
-        combine = sum(p.parameter_bytes for p in self.combine)
-        return tables + combine + sum(self.auxiliary.values())
+        return sum(t.parameter_bytes for t in self.physical) + self.unquantized_bytes
 
     @property
     def full_bytes(self) -> int:
@@ -121,13 +151,23 @@ class SizeReport:
         return tables + sum(p.optimizer_bytes for p in self.combine)
 
     @property
+    def unquantized_bytes(self) -> int:
+        """Bytes that every storage type leaves as they are: all but the tables."""
+        return sum(p.parameter_bytes for p in self.combine) + sum(self.auxiliary.values())
+
+    def serving_bytes(self, data_type: DataType) -> int:
+        """Returns the bytes of all that is served under `StoragePlan(types=data_type)`."""
+        return self.unquantized_bytes + sum(
+            table.serving_bytes(smallest_type(data_type, table.used_dim)) for table in self.physical
+        )
+
+    @property
     def ratio(self) -> float:
         """How many times smaller than full."""
         return self.full_bytes / self.table_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain data."""
-        unquantized = sum(p.parameter_bytes for p in self.combine) + sum(self.auxiliary.values())
         return {
             "logical": [asdict(t) for t in self.logical],
             "physical": [asdict(t) for t in self.physical],
@@ -138,9 +178,6 @@ class SizeReport:
                 "full": self.full_bytes,
                 "ratio": self.ratio,
                 "optimizer": self.optimizer_bytes,
-                "serving": {
-                    kind: sum(t.serving_bytes(kind) for t in self.physical) + unquantized
-                    for kind in DATA_TYPE_BITS
-                },
+                "serving": {kind: self.serving_bytes(kind) for kind in DATA_TYPE_BITS},
             },
         }
