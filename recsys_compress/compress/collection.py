@@ -192,8 +192,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
                     name: state[place.parameter][place.rows, : place.used_dim]
                     for name, place in places.items()
                 },
-                combine=_below(f"output.combines.{number}.", state),
-                ids=_below(f"ids.transforms.{number}.", state),
+                combine=below(f"output.combines.{number}.", state),
+                ids=below(f"ids.transforms.{number}.", state),
             )
             for number, places in enumerate(self._placements())
         ]
@@ -483,7 +483,7 @@ def _select(features: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:
     return features.permute([keys.index(name) for name in names])
 
 
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors under a prefix, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 

@@ -51,8 +51,9 @@ class Hook:
     parameters: Sequence[nn.Parameter] = ()
 
     def bind(self, table: Callable[[str], LiveTable]) -> None:
-        """Is given access to the lowering's physical tables, by name; call `table` anew each time:
-        an optimizer may replace its tensors.
+        """Is given access to the lowering's physical tables, by name.
+
+        Call `table` anew each time: an optimizer may make its tensors late, or replace them.
         """
 
     def looked_up(self, features: KeyedJaggedTensor, vectors: KeyedTensor) -> None:

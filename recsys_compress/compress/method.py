@@ -6,7 +6,7 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, ClassVar, TypeVar, get_args
 
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -15,6 +15,9 @@ from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.moments import Moments
 from recsys_compress.config import STRICT
 from recsys_compress.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from recsys_compress.compress.spectrum import Item
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +46,13 @@ class Trained:
     Attributes:
         vectors: from a logical table's name to the (n, D) vectors of all its ids.
         moments: from a logical table's name to the moments of its vectors over the training split,
-            each as often as it is looked up; a pass over the data the first time.
+            each as often as it is looked up.
+        layers: the model's layers that a method with `whole_model` may factorize.
     """
 
     vectors: Callable[[str], Tensor]
     moments: Callable[[str], Moments]
+    layers: tuple["Item", ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,13 @@ class Values:
         tables: by physical table, (rows, D) without padding.
         combine: state dict of `Lowering.combine`, or a part of it.
         ids: state dict of `Lowering.ids`.
+        layers: by layer of the model that is to be factorized, its rank.
     """
 
     tables: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     combine: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     ids: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    layers: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,9 +78,14 @@ class Method(abc.ABC):
 
     A method is one file in `compress/methods`, registered by name. Its class docstring's first
     line describes it; its fields' metadata hold a "help" text each.
+
+    Attributes:
+        whole_model: whether `adopt` also factorizes layers of the model, so that its budget is for
+            the tables and `Trained.layers` together.
     """
 
     __pydantic_config__ = STRICT
+    whole_model: ClassVar[bool] = False
 
     @abc.abstractmethod
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:

@@ -29,12 +29,13 @@ class Moments:
             outer=torch.zeros(dim, dim, dtype=torch.float64),
         )
 
-    def add(self, vectors: Tensor) -> None:
-        """Counts (N, D) vectors in, each with weight 1."""
+    def add(self, vectors: Tensor, weights: Tensor | None = None) -> None:
+        """Counts (N, D) vectors in, each once or with its weight of (N,)."""
         vectors = vectors.detach().double().cpu()
-        self.count += len(vectors)
-        self.total += vectors.sum(dim=0)
-        self.outer.addmm_(vectors.t(), vectors)
+        weighted = vectors if weights is None else vectors * weights.double().unsqueeze(1)
+        self.count += len(vectors) if weights is None else float(weights.sum())
+        self.total += weighted.sum(dim=0)
+        self.outer.addmm_(vectors.t(), weighted)
 
     def mean(self) -> Tensor:
         """Returns (D,) the mean."""

@@ -32,13 +32,18 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint as `folder/step-N` and drops all but the newest few.
+def save(folder: Path, name: str, checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint as `folder/name` and drops all but the newest few.
+
+    Args:
+        folder: of the run's checkpoints.
+        name: begins with "step-", and sorts behind those of earlier checkpoints.
+        checkpoint: what to write.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    path = folder / f"step-{step:09d}"
+    path = folder / name
     if path.exists():
         return path
     with atomic_folder(path) as temporary:

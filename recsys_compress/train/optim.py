@@ -33,12 +33,19 @@ class Optimizers:
         embeddings: CompressedEmbeddingBagCollection,
         config: TrainConfig,
     ) -> None:
+        self._model = model
         self._fused = model.fused_optimizer
         self._schedule = config.schedule
         parameters = dict(model.named_parameters())
         fused = set(self._fused.params)
         tables = _dense_tables(model, embeddings)
-        rest = [p for n, p in parameters.items() if n not in fused and n not in tables]
+        held = [p for hook in embeddings.hooks() for p in hook.parameters]
+        taken = {id(p) for p in held}
+        rest = [
+            p
+            for n, p in parameters.items()
+            if n not in fused and n not in tables and id(p) not in taken
+        ]
         self._dense = [_dense(config, rest)]
         if tables:
             groups = [
@@ -46,7 +53,7 @@ class Optimizers:
                 for n, o in tables.items()
             ]
             self._dense.append(torch.optim.Adam(groups, fused=True))
-        _check_partition(parameters, fused, self._dense)
+        _check_partition(parameters, fused, held, self._dense)
         self._rates = [[g["lr"] for g in o.param_groups] for o in (self._fused, *self._dense)]
 
     def zero_grad(self) -> None:
@@ -54,10 +61,23 @@ class Optimizers:
         for optimizer in self._dense:
             optimizer.zero_grad(set_to_none=True)
 
-    def step(self) -> None:
-        """Updates the dense part; fused tables were updated in the backward pass."""
-        for optimizer in self._dense:
+    def step(self, *, tables_only: bool = False) -> None:
+        """Updates what is not fused; fused tables were updated in the backward pass.
+
+        Args:
+            tables_only: whether the model keeps its parameters.
+        """
+        for optimizer in self._dense[1:] if tables_only else self._dense:
             optimizer.step()
+
+    def state_of(self, parameter: str) -> dict[str, Tensor]:
+        """Returns a parameter's live state, by its name in the model."""
+        fused = self._fused.state_dict()["state"]
+        if parameter in fused:
+            return full_tensors(fused[parameter])
+        weight = self._model.get_parameter(parameter)
+        states = [o.state[weight] for o in self._dense if weight in o.state]
+        return dict(states[0]) if states else {}
 
     def schedule(self, progress: float) -> None:
         """Sets learning rates for a point of training, from 0 at its start to 1 at its end."""
@@ -124,9 +144,13 @@ def _dense_tables(
 
 
 def _check_partition(
-    parameters: Mapping[str, Tensor], fused: set[str], dense: list[torch.optim.Optimizer]
+    parameters: Mapping[str, Tensor],
+    fused: set[str],
+    held: list[nn.Parameter],
+    dense: list[torch.optim.Optimizer],
 ) -> None:
     owned = [id(p) for o in dense for g in o.param_groups for p in g["params"]]
+    owned += [id(p) for p in held]  # a method trains these itself
     for name, parameter in parameters.items():
         owners = (name in fused) + owned.count(id(parameter))
         if owners != 1:

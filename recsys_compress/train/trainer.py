@@ -1,47 +1,51 @@
 """The trainer: a job in, a trained model and its figures out."""
 
 import dataclasses
-import json
 import math
 import shutil
-import signal
-import subprocess
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from recsys_compress.compress.policy import describe
-from recsys_compress.config import Job, dump_job, load_job
+from recsys_compress.compress.collection import below
+from recsys_compress.compress.hook import SearchStep
+from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
+from recsys_compress.compress.size import SizeReport
+from recsys_compress.config import Job, load_job
 from recsys_compress.data.batch import Batch
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
-from recsys_compress.files import atomic_file, atomic_folder, to_json, write_text
-from recsys_compress.train.build import Built, build, logical_tables
+from recsys_compress.files import atomic_file, to_json, write_text
+from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
+from recsys_compress.train.context import sigint, tags
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
+from recsys_compress.train.folder import JOB, MODEL, read_policy, write_folder, write_size
+from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
+from recsys_compress.train.meter import Meter, Penalty
 from recsys_compress.train.metrics import BinaryMetrics
-from recsys_compress.train.shard import full_tensors, process_group
+from recsys_compress.train.shard import process_group
+from recsys_compress.train.state import Progress
 
 LOG_SECONDS = 1.0  # between reports of the training loss
-MODEL = "model.safetensors"
-LIBRARIES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "recsys-compress")
 
 
 def train(
-    job: Job | None, *, listeners: Sequence[Listener] = (), resume: Path | None = None
+    job: Job | None,
+    *,
+    listeners: Sequence[Listener] = (),
+    resume: Path | None = None,
+    start: Start | None = None,
 ) -> RunResult:
     """Trains a model as the job says, keeps the best weights on validation, reads test once.
 
@@ -52,6 +56,7 @@ def train(
         job: the job; None to take that of the run to resume.
         listeners: hear of the run's course.
         resume: folder of a run to go on with.
+        start: a trained model whose weights the run begins with; training then only fine-tunes it.
 
     Raises:
         UserError: the job does not suit the data, a file cannot be read or written, or training
@@ -62,9 +67,9 @@ def train(
         if job is None:
             if resume is None:
                 raise ValueError("give a job or a run to resume")
-            job = load_job(resume / "job.toml")
-        with process_group(), _sigint() as interrupted:
-            trainer = Trainer(job, listeners, resume)
+            job = load_job(resume / JOB)
+        with process_group(), sigint() as interrupted:
+            trainer = Trainer(job, listeners, resume, start)
             trainer.fit(interrupted)
             return trainer.finish(interrupted.is_set(), started)
     except BaseException as error:
@@ -73,65 +78,62 @@ def train(
         raise
 
 
-@dataclasses.dataclass
-class Progress:
-    """What a checkpoint remembers besides tensors.
-
-    Attributes:
-        run_id: 32 hexadecimal digits.
-        step: training steps done.
-        rows: training rows seen.
-        train_seconds: spent on them, evaluation left out.
-        reader: position of the training reader.
-        best: validation figures of the best weights so far, with their "step".
-        waited: evaluations since then.
-        history: one entry per evaluation.
-    """
-
-    run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
-    step: int = 0
-    rows: int = 0
-    train_seconds: float = 0.0
-    reader: dict[str, int] = dataclasses.field(default_factory=dict)
-    best: Metrics | None = None
-    waited: int = 0
-    history: list[Metrics] = dataclasses.field(default_factory=list)
-
-
 class Trainer:
-    """Trains one job in one folder.
+    """Trains one job in one folder, phase by phase.
 
     Args:
         job: what to train.
         listeners: hear of the run's course.
         resume: the run's folder, if it has begun before.
+        start: a trained model to begin with.
     """
 
-    def __init__(self, job: Job, listeners: Sequence[Listener], resume: Path | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        listeners: Sequence[Listener],
+        resume: Path | None,
+        start: Start | None = None,
+    ) -> None:
         if job.train.threads:
             torch.set_num_threads(job.train.threads)
         self.job = job
         self.listeners = listeners
         self.dataset = PreparedDataset.open(job.data.path)
-        self.built: Built = build(job, self.dataset.schema)
-        self.size = self.built.embeddings.size_report(job.train.optimizer)
+        self.tables = logical_tables(self.dataset.schema, job.embedding.dim)
         self.reader = self._reader("train")
-        self.total_steps = job.train.epochs * len(self.reader)
+        self.search_reader = self._reader("valid", shuffle=True)
         self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))
         self.progress = Progress()
-        self._penalty = _Penalty(job.embedding.l2, self.built.embeddings)
+        checkpoint = None if resume is None else load_newest(resume / "checkpoints")
+        policy = start.policy if start else resolve(job.embedding, self.tables)
+        if checkpoint is not None and resume is not None:
+            policy = read_policy(resume)
+            self.progress = Progress(**checkpoint.state)
+        self.phases = policy.phases()
+        if start is not None:
+            self.progress.phase = len(self.phases) - 1
+        first = self.phases[self.progress.phase].policy
+        if checkpoint is not None:
+            first = Policy.described(self.progress.lowering, where=f"{resume}/checkpoints")
+        self._enter(first)
+        self.size = self._size(self.phases[-1].policy)
         name = f"{self.name}-{self.progress.run_id[:8]}"
         self.folder = resume or Path(job.train.output) / name
-        if resume is None:
-            self._write_folder()
+        if start is not None:
+            start.write(self.built)
+        if checkpoint is None:
+            write_folder(self.folder, job, self.size, self._described())
         else:
-            self._restore(load_newest(self.folder / "checkpoints"))
+            self._restore(checkpoint)
         try:
             self._tell_start()
         except BaseException:  # a listener refuses: the run has not begun, so it leaves nothing
             if resume is None:
                 shutil.rmtree(self.folder)
             raise
+        if start is not None:
+            self._evaluate_and_keep(math.nan)  # fine-tuning may only better it
 
     @property
     def name(self) -> str:
@@ -141,10 +143,22 @@ class Trainer:
             f"{job.model.name}-{job.embedding.method}-{self.size.ratio:.3g}x-s{job.train.seed}"
         )
 
+    @property
+    def phase(self) -> PolicyPhase:
+        """The phase that is trained."""
+        return self.phases[self.progress.phase]
+
     def fit(self, interrupted: threading.Event) -> None:
-        """Trains until the epochs are over, validation stops improving or the user interrupts."""
-        meter = _Meter()
-        while self.progress.step < self.total_steps:
+        """Trains until all phases are over or the user interrupts."""
+        self._train_phase(interrupted)
+        while not interrupted.is_set() and self.progress.phase + 1 < len(self.phases):
+            self._next_phase()
+            self._train_phase(interrupted)
+
+    def _train_phase(self, interrupted: threading.Event) -> None:
+        """Trains until the phase's epochs are over, or validation stops improving."""
+        meter = Meter()
+        while not self._phase_is_over():
             for batch in self.reader:
                 meter.add(self._step(batch), len(batch))
                 self.progress.step += 1
@@ -153,12 +167,53 @@ class Trainer:
                     loss = self._report(meter)
                     if due:
                         self._evaluate_and_keep(loss)
-                    meter = _Meter()
+                    meter = Meter()
                 stop = interrupted.is_set()
                 if due or stop or self._is_checkpoint_step():
                     self._checkpoint()
                 if stop or self.progress.waited >= self.job.train.patience:
                     return
+
+    def _phase_is_over(self) -> bool:
+        waited = self.progress.waited >= self.job.train.patience
+        return waited or self._done() >= self._phase_steps()
+
+    def _phase_steps(self, phase: PolicyPhase | None = None) -> int:
+        """Returns the most steps of a phase, by default of the current one."""
+        epochs = (phase or self.phase).epochs
+        return (self.job.train.epochs if epochs is None else epochs) * len(self.reader)
+
+    def _next_phase(self) -> None:
+        """Builds the next phase's model out of this one's best weights."""
+        self._load_best()
+        progress, phase = self.progress, self.phases[self.progress.phase + 1]
+        start = hand_over(self.built, self.dataset, self.tables, phase.policy)
+        progress.phase += 1
+        progress.phase_step = progress.step
+        progress.best, progress.waited = None, 0
+        self._enter(start.policy)
+        start.write(self.built)
+        if progress.phase + 1 == len(self.phases):  # what was found is in the last one's policy
+            self.phases[-1] = dataclasses.replace(phase, policy=start.policy)
+            self.size = self._size(start.policy)
+            write_size(self.folder, self.size, self._described())
+        self._tell({"train/phase": progress.phase})
+        self._checkpoint()
+
+    def _enter(self, policy: Policy) -> None:
+        """Builds the model of the current phase."""
+        self.built: Built = build(self.job, self.dataset.schema, policy)
+        self.hooks = self.built.embeddings.hooks()
+        self.progress.lowering = policy.describe(self.tables)
+        ahead = self.phases[self.progress.phase :]
+        self.total_steps = self.progress.phase_step + sum(self._phase_steps(p) for p in ahead)
+        self._penalty = Penalty(self.job.embedding.l2, self.built.embeddings)
+        self._search_batches = self._endless()
+
+    def _endless(self) -> Iterator[Batch]:
+        """Yields batches of the validation split for ever."""
+        while True:
+            yield from self.search_reader
 
     def evaluate(self, split: Split) -> BinaryMetrics:
         """Returns the metrics of the current weights on a split."""
@@ -202,17 +257,45 @@ class Trainer:
         return result
 
     def _step(self, batch: Batch) -> Tensor:
-        built = self.built
+        built, done, steps = self.built, self._done(), self._phase_steps()
         batch = batch.to(built.device)
-        built.optimizers.schedule(self.progress.step / self.total_steps)
+        built.optimizers.schedule(done / steps)
         built.optimizers.zero_grad()
-        logits = built.model(batch.dense, batch.sparse)
-        loss = binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
+        loss = self._loss(batch)
         torch.autograd.backward(self._penalty.added_to(loss))
-        built.optimizers.step()
+        built.optimizers.step(tables_only=self.phase.freeze_model)
+        if self.phase.search:
+            self._search(batch)
+        for hook in self.hooks:
+            hook.on_step((done + 1) / steps)
         return loss.detach()
 
-    def _report(self, meter: "_Meter") -> float:
+    def _done(self) -> int:
+        """Returns the steps done in this phase."""
+        return self.progress.step - self.progress.phase_step
+
+    def _loss(self, batch: Batch) -> Tensor:
+        logits = self.built.model(batch.dense, batch.sparse)
+        return binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
+
+    def _search(self, batch: Batch) -> None:
+        """Lets hooks take a step of their own, in which no table moves."""
+        valid = next(self._search_batches).to(self.built.device)
+        self.built.embeddings.frozen = True
+        try:
+            for hook in self.hooks:
+                hook.search(
+                    SearchStep(
+                        train=batch.sparse,
+                        valid=valid.sparse,
+                        train_loss=lambda: self._loss(batch),
+                        valid_loss=lambda: self._loss(valid),
+                    )
+                )
+        finally:
+            self.built.embeddings.frozen = False
+
+    def _report(self, meter: "Meter") -> float:
         loss, speed = meter.loss(), meter.rows / meter.seconds
         self.progress.rows += meter.rows
         self.progress.train_seconds += meter.seconds
@@ -230,7 +313,13 @@ class Trainer:
         self._tell({f"eval/{name}": value for name, value in valid.items() if name != "rows"})
         epoch = progress.step / len(self.reader)
         progress.history.append(
-            {"step": progress.step, "epoch": epoch, "train_loss": train_loss, **valid}
+            {
+                "step": progress.step,
+                "epoch": epoch,
+                "phase": progress.phase,
+                "train_loss": train_loss,
+                **valid,
+            }
         )
         sign = -1 if config.monitor == "logloss" else 1
         if (
@@ -240,7 +329,7 @@ class Trainer:
             progress.best = {**valid, "step": progress.step}
             progress.waited = 0
             with atomic_file(self.folder / MODEL) as path:
-                save_file(_contiguous(self._weights()), path, {"step": str(progress.step)})
+                save_file(_contiguous(self.built.weights()), path, {"step": str(progress.step)})
         else:
             progress.waited += 1
 
@@ -248,39 +337,41 @@ class Trainer:
         every = self.job.train.checkpoint_steps
         return every > 0 and self.progress.step % every == 0
 
-    def _weights(self) -> dict[str, Tensor]:
-        return full_tensors(self.built.model.state_dict())
-
     def _load_best(self) -> None:
         if self.progress.best is None or self.progress.best["step"] == self.progress.step:
             return
         best = load_file(self.folder / MODEL)
-        for name, value in self._weights().items():
+        for name, value in self.built.weights().items():
             value.copy_(best[name])
 
     def _checkpoint(self) -> None:
         self.progress.reader = self.reader.state_dict()
-        tensors = {f"model/{name}": value for name, value in self._weights().items()}
+        self.progress.search_reader = self.search_reader.state_dict()
+        tensors = {f"model/{name}": value for name, value in self.built.weights().items()}
         tensors |= {f"optim/{n}": v for n, v in self.built.optimizers.tensors().items()}
+        for number, hook in enumerate(self.hooks):
+            tensors |= {f"hook/{number}/{n}": v for n, v in hook.tensors().items()}
         tensors["rng"] = torch.get_rng_state()
         save(
             self.folder / "checkpoints",
-            self.progress.step,
+            f"step-{self.progress.step:09d}-{self.progress.phase}",
             Checkpoint(tensors=tensors, state=dataclasses.asdict(self.progress)),
         )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         tensors = checkpoint.tensors
-        self.progress = Progress(**checkpoint.state)
         self.reader.load_state_dict(self.progress.reader)
-        for name, value in self._weights().items():
+        self.search_reader.load_state_dict(self.progress.search_reader)
+        for name, value in self.built.weights().items():
             value.copy_(tensors[f"model/{name}"])
-        optim = {n.removeprefix("optim/"): v for n, v in tensors.items() if n.startswith("optim/")}
-        self.built.optimizers.load_tensors(optim)
+        self.built.optimizers.load_tensors(below("optim/", tensors))
+        for number, hook in enumerate(self.hooks):
+            hook.load_tensors(below(f"hook/{number}/", tensors))
         torch.set_rng_state(tensors["rng"])
 
-    def _reader(self, split: Split) -> Reader:
-        config, training = self.job.train, split == "train"
+    def _reader(self, split: Split, *, shuffle: bool | None = None) -> Reader:
+        config = self.job.train
+        training = split == "train" if shuffle is None else shuffle
         return Reader(
             self.dataset,
             split,
@@ -290,29 +381,26 @@ class Trainer:
             buffer_rows=self.job.data.buffer_rows,
         )
 
-    def _write_folder(self) -> None:
-        tables = logical_tables(self.dataset.schema, self.job.embedding.dim)
-        lowering = [
-            {
-                "tables": [table.name for table in assignment.tables],
-                **describe(assignment.rule.method),
-                "options": dataclasses.asdict(assignment.rule.options),
-            }
-            for assignment in self.built.policy.assign(tables)
-        ]
-        with atomic_folder(self.folder) as folder:
-            (folder / "job.toml").write_text(dump_job(self.job), encoding="utf-8")
-            (folder / "size.json").write_text(json.dumps(self.size.to_json(), indent=2))
-            (folder / "lowering.json").write_text(json.dumps(lowering, indent=2))
+    def _described(self) -> list[dict[str, Any]]:
+        """Returns the policy of the last phase as plain data."""
+        return self.phases[-1].policy.describe(self.tables)
+
+    def _size(self, policy: Policy) -> SizeReport:
+        """Returns the bytes of the tables under a policy."""
+        if policy is self.built.policy:
+            return self.built.embeddings.size_report(self.job.train.optimizer)
+        return lowered(self.job, self.dataset.schema, policy).size_report(self.job.train.optimizer)
 
     def _bytes(self) -> dict[str, float]:
-        weights = self._weights().values()
+        """Returns the bytes of the model that the last phase trains."""
+        weights = self.built.weights()
+        dense = sum(w.nbytes for name, w in weights.items() if not name.startswith(EMBEDDINGS))
         return {
             "tables": self.size.table_bytes,
             "full": self.size.full_bytes,
             "ratio": self.size.ratio,
             "optimizer": self.size.optimizer_bytes,
-            "model": sum(w.numel() * w.element_size() for w in weights),
+            "model": dense + self.size.table_bytes,
         }
 
     def _tell_start(self) -> None:
@@ -325,7 +413,7 @@ class Trainer:
             first_step=self.progress.step,
             bytes=self._bytes(),
             size=self.size.to_json(),
-            tags=_tags(self.dataset),
+            tags=tags(self.dataset),
         )
         for listener in self.listeners:
             listener.started(start)
@@ -335,43 +423,6 @@ class Trainer:
             listener.metrics(self.progress.step, values)
 
 
-class _Meter:
-    """Training loss and speed since it was made."""
-
-    def __init__(self) -> None:
-        self._losses: list[Tensor] = []
-        self._started = time.perf_counter()
-        self.rows = 0
-
-    def add(self, loss: Tensor, rows: int) -> None:
-        self._losses.append(loss)
-        self.rows += rows
-
-    def loss(self) -> float:
-        return float(torch.stack(self._losses).mean())
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-
-class _Penalty:
-    """An L2 penalty on looked-up vectors; hears of them by a hook on the embeddings."""
-
-    def __init__(self, strength: float, embeddings: nn.Module) -> None:
-        self._strength = strength
-        self._term: Tensor | None = None
-        if strength:
-            embeddings.register_forward_hook(lambda _module, _inputs, output: self._look(output))
-
-    def added_to(self, loss: Tensor) -> Tensor:
-        return loss if self._term is None else loss + self._term
-
-    def _look(self, output: KeyedTensor) -> None:
-        vectors = output.values()
-        self._term = self._strength / 2 * vectors.square().sum() / vectors.shape[0]
-
-
 def _evaluation_steps(per_epoch: int, steps: int) -> set[int]:
     """Returns the steps of an epoch, modulo its length, after which to evaluate."""
     return {-(-steps * i // per_epoch) % steps for i in range(1, per_epoch + 1)}
@@ -379,36 +430,3 @@ def _evaluation_steps(per_epoch: int, steps: int) -> set[int]:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _tags(dataset: PreparedDataset) -> dict[str, str]:
-    tags = {"dataset.checksum": dataset.checksum}
-    for library in LIBRARIES:
-        try:
-            tags[f"version.{library}"] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
-    git = shutil.which("git")
-    if git:
-        head = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        tags |= {"git.commit": head.stdout.strip()} if head.returncode == 0 else {}
-    return tags
-
-
-@contextmanager
-def _sigint() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGINT sets; the second one acts as ever."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(_number: int, _frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, before)

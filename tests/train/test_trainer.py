@@ -214,7 +214,7 @@ def test_checkpoints_between_evaluations(
     monkeypatch.setattr("recsys_compress.train.trainer.LOG_SECONDS", log_seconds)
     result = train(make_job(synthetic_dataset, tmp_path, epochs=1, checkpoint_steps=10))
     kept = [path.name for path in sorted((result.folder / "checkpoints").iterdir())]
-    assert kept == ["step-000000030", f"step-{result.steps:09d}"]
+    assert kept == ["step-000000030-0", f"step-{result.steps:09d}-0"]
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     older, newer = sorted(folder.glob("step-*"))
     tensors = newer / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
-    assert load_newest(folder).state["step"] == int(older.name.removeprefix("step-"))
+    assert load_newest(folder).state["step"] == int(older.name.split("-")[1])
     (older / "state.json").unlink()
     with pytest.raises(UserError, match="holds no whole checkpoint"):
         load_newest(folder)

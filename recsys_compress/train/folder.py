@@ -1,0 +1,47 @@
+"""What lies in a run's folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recsys_compress.compress.policy import Policy
+from recsys_compress.compress.size import SizeReport
+from recsys_compress.config import Job, dump_job
+from recsys_compress.errors import UserError
+from recsys_compress.files import atomic_folder, write_text
+
+JOB = "job.toml"
+MODEL = "model.safetensors"  # weights that were best on validation
+LOWERING = "lowering.json"  # the policy of the trained model, as `Policy.describe` has it
+SIZE = "size.json"
+
+
+def write_folder(folder: Path, job: Job, size: SizeReport, policy: list[dict[str, Any]]) -> None:
+    """Makes a run's folder.
+
+    Raises:
+        UserError: it exists or cannot be written.
+    """
+    with atomic_folder(folder) as temporary:
+        (temporary / JOB).write_text(dump_job(job), encoding="utf-8")
+        write_size(temporary, size, policy)
+
+
+def write_size(folder: Path, size: SizeReport, policy: list[dict[str, Any]]) -> None:
+    """Writes how tables are stored and what they take."""
+    write_text(folder / SIZE, json.dumps(size.to_json(), indent=2))
+    write_text(folder / LOWERING, json.dumps(policy, indent=2))
+
+
+def read_policy(folder: Path) -> Policy:
+    """Returns the policy of a run's tables.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = folder / LOWERING
+    try:
+        assignments = json.loads(path.read_text(encoding="utf-8"))
+        return Policy.described(assignments, where=str(path))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error

@@ -1,0 +1,93 @@
+"""From one trained model to the next: another way to store its tables, the rest as it was."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from recsys_compress.compress.method import Trained, Values
+from recsys_compress.compress.moments import Moments
+from recsys_compress.compress.policy import Policy
+from recsys_compress.compress.spectrum import Item
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.train.build import EMBEDDINGS, Built
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a model begins with.
+
+    Attributes:
+        policy: how its tables are stored.
+        tables: their values, in the order of the policy's assignments.
+        model: values of the other tensors, by their names in the model.
+        layers: ranks of layers that are to be factorized.
+        tags: where it comes from.
+    """
+
+    policy: Policy
+    tables: Sequence[Values]
+    model: Mapping[str, Tensor]
+    layers: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def write(self, built: Built) -> None:
+        """Overwrites the weights of a model that was built for the same policy."""
+        weights = built.weights()
+        for name, value in self.model.items():
+            weights[name].copy_(value)
+        built.embeddings.write(self.tables, built.table_weights())
+
+
+def hand_over(
+    built: Built,
+    dataset: PreparedDataset,
+    tables: Sequence[EmbeddingBagConfig],
+    policy: Policy,
+    layers: Sequence[Item] = (),
+) -> Start:
+    """Returns what a model with tables under another policy begins with.
+
+    Args:
+        built: the trained model.
+        dataset: what it was trained on.
+        tables: the logical tables.
+        policy: its methods adopt the trained tables.
+        layers: that a method may factorize.
+
+    Raises:
+        UserError: a method cannot take over what another has trained.
+    """
+    embeddings = built.embeddings
+    built.model.eval()
+    adopted, values = policy.adopt(
+        tables,
+        built.policy,
+        embeddings.values(built.table_weights()),
+        Trained(
+            vectors=embeddings.vectors,
+            moments=functools.cache(lambda name: _moments(built, dataset, name)),
+            layers=tuple(layers),
+        ),
+    )
+    return Start(
+        policy=adopted,
+        tables=values,
+        model={n: w for n, w in built.weights().items() if not n.startswith(EMBEDDINGS)},
+        layers={name: rank for given in values for name, rank in given.layers.items()},
+    )
+
+
+def _moments(built: Built, dataset: PreparedDataset, table: str) -> Moments:
+    """Returns the moments of a table's vectors over the training split.
+
+    The preparation has counted how often each id is looked up there, so no second pass is needed.
+    """
+    vectors = built.embeddings.vectors(table)
+    moments = Moments.zeros(vectors.shape[1])
+    moments.add(vectors, torch.from_numpy(dataset.frequencies(table)))
+    return moments

@@ -1,0 +1,155 @@
+"""Compression of a trained model: another way to store its tables and layers, then fine-tuning."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from recsys_compress.compress.method import method_class
+from recsys_compress.compress.moments import Moments
+from recsys_compress.compress.policy import Policy, resolve
+from recsys_compress.compress.spectrum import Item, Spectrum, layer_item
+from recsys_compress.config import Job, budget_bytes, load_job
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.data.reader import Reader
+from recsys_compress.errors import UserError
+from recsys_compress.models.factorized import candidates, factors
+from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
+from recsys_compress.train.folder import JOB, MODEL, read_policy
+from recsys_compress.train.handover import Start, hand_over
+from recsys_compress.train.shard import process_group
+
+
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, PreparedDataset]:
+    """Returns a run's model with the weights it kept; call it inside a process group.
+
+    Args:
+        folder: the run's own folder.
+        overrides: keys of its job set otherwise, as `train --set` takes them.
+
+    Raises:
+        UserError: the folder is no finished run, or a file is damaged.
+    """
+    job = load_job(folder / JOB, overrides)
+    dataset = PreparedDataset.open(job.data.path)
+    built = build(job, dataset.schema, read_policy(folder))
+    path = folder / MODEL
+    try:
+        kept = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error
+    weights = built.weights()
+    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in kept.items()}:
+        raise UserError(f"{path}: does not fit {folder / JOB} and its data; train the model anew")
+    for name, value in weights.items():
+        value.copy_(kept[name])
+    built.model.eval()
+    return built, dataset
+
+
+def compress(
+    folder: Path, method: str, budget: str | int | None, overrides: Sequence[str] = ()
+) -> tuple[Job, Start]:
+    """Returns the job that fine-tunes a run's model under another method, and its start.
+
+    Args:
+        folder: the run's own folder.
+        method: name of the method that takes the tables over.
+        budget: bytes, as in a job; of tables and model together where the method factorizes layers
+            too (`Method.whole_model`), else of the tables. None leaves the method's own knobs.
+        overrides: keys of the job set otherwise.
+
+    Raises:
+        UserError: the run cannot be read, or the method cannot take its tables over.
+    """
+    with process_group():
+        built, dataset = load_run(folder)
+        job = load_job(folder / JOB, overrides)
+        embedding = dataclasses.replace(job.embedding, method=method, budget=budget)
+        job = dataclasses.replace(
+            job,
+            embedding=embedding,
+            tracking=dataclasses.replace(job.tracking, run_name=None),
+        )
+        tables = logical_tables(dataset.schema, embedding.dim)
+        if budget is not None and method_class(method).whole_model:
+            moments = layer_moments(built, dataset)
+            layers, policy = _whole_model(job, built, moments, budget)
+            start = hand_over(built, dataset, tables, policy, layers)
+            start = _factorized(start, built, moments)
+        else:
+            policy = resolve(embedding, tables)
+            start = hand_over(built, dataset, tables, policy)
+    ranks = {**job.model.ranks, **start.layers}
+    job = dataclasses.replace(job, model=dataclasses.replace(job.model, ranks=ranks))
+    return job, dataclasses.replace(start, tags={"parent.folder": str(folder)})
+
+
+def layer_moments(built: Built, dataset: PreparedDataset) -> dict[str, Moments]:
+    """Returns the moments of the outputs of a model's layers over the training split, in a pass."""
+    moments: dict[str, Moments] = {}
+    handles = []
+    for name, layer in candidates(built.model.module).items():
+        moments[name] = Moments.zeros(layer.out_features)
+        handles.append(layer.register_forward_hook(functools.partial(_count, moments[name])))
+    reader = Reader(dataset, "train", batch_size=built.job.train.eval_batch_size)
+    built.model.eval()
+    with torch.no_grad():
+        for batch in reader.epoch(0):
+            on_device = batch.to(built.device)
+            built.model(on_device.dense, on_device.sparse)
+    for handle in handles:
+        handle.remove()
+    return moments
+
+
+def _count(moments: Moments, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
+    moments.add(output.flatten(0, -2))
+
+
+def _whole_model(
+    job: Job, built: Built, moments: Mapping[str, Moments], budget: str | int
+) -> tuple[list[Item], Policy]:
+    """Returns the layers as items, and the policy with what is left for them and the tables."""
+    layers = candidates(built.model.module)
+    activation = job.model.between == "activation"
+    items = [
+        layer_item(name, layer, Spectrum.of(moments[name]), activation=activation)
+        for name, layer in layers.items()
+    ]
+    weights = built.weights()
+    whole = sum(w.nbytes for w in weights.values())
+    dense = sum(w.nbytes for name, w in weights.items() if not name.startswith(EMBEDDINGS))
+    fixed = dense - sum(item.sizes[-1] for item in items)
+    embedding = job.embedding
+    policy = Policy.from_config(dataclasses.replace(embedding, budget=None))
+    tables = logical_tables(PreparedDataset.open(job.data.path).schema, embedding.dim)
+    fixed += sum(
+        table.num_embeddings * assignment.rule.options.row_bytes(table.embedding_dim)
+        for assignment in policy.assign(tables)
+        if assignment.rule is not policy.default
+        for table in assignment.tables
+    )
+    left = budget_bytes(budget, whole) - fixed
+    return items, dataclasses.replace(
+        policy, default=dataclasses.replace(policy.default, budget_bytes=left)
+    )
+
+
+def _factorized(start: Start, built: Built, moments: Mapping[str, Moments]) -> Start:
+    """Returns the start with the factors of its layers in the place of their weights."""
+    layers = candidates(built.model.module)
+    model = dict(start.model)
+    for name, rank in start.layers.items():
+        spectrum = Spectrum.of(moments[name])
+        activation = built.job.model.between == "activation"
+        state = factors(layers[name], spectrum.mean, spectrum.basis(rank), activation=activation)
+        for key in ("weight", "bias"):
+            model.pop(f"{name}.{key}", None)
+        model |= {f"{name}.{key}": value for key, value in state.items()}
+    return dataclasses.replace(start, model=model)
