@@ -171,6 +171,72 @@ def train(
 
 
 @app.command()
+def compress(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    method: Annotated[str | None, typer.Option(help="Method that takes the tables over.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Bytes, like 400kB or 0.25x; of the whole model if layers shrink too."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job (fine-tuning)."),
+    ] = None,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TYPE|TABLE=TYPE", help="Store tables as fp16, bf16, int8, int4 or int2."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a trained model smaller: another method, then a fine-tuning; or another storage type.
+
+    Example: recsys-compress compress runs/dcnv2-full-1x-s0-1a2b3c4d --method low_rank --budget
+    0.25x --set train.epochs=1
+    """
+    if (method is None) == (not storage):
+        raise UserError("compress: give either --method or --storage")
+    if method is None:
+        _store(run_folder, storage or [], as_json)
+        return
+
+    from recsys_compress.track.progress import ProgressListener
+    from recsys_compress.track.run import tracked_train
+    from recsys_compress.track.tables import print_result
+    from recsys_compress.train.folder import read_result
+    from recsys_compress.train.post import compress as compress_run
+
+    job, start = compress_run(run_folder, method, budget, overrides or ())
+    result = tracked_train(job, start=start, listeners=[ProgressListener()])
+    before = read_result(run_folder)
+    if as_json:
+        figures = {key: before.get(key, {}) for key in ("valid", "test", "bytes")}
+        _print_json({**result.to_json(), "before": figures})
+    else:
+        print_result(result, before)
+    if result.interrupted:
+        _hint(f"recsys-compress train --resume {result.folder}")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _store(run_folder: Path, storage: Sequence[str], as_json: bool) -> None:
+    """Stores a run's tables in other types."""
+    from recsys_compress.compress.storage import StoragePlan
+    from recsys_compress.track.tables import print_stored
+    from recsys_compress.train.post import store
+
+    named = dict(text.rpartition("=")[::2] for text in storage)
+    if len(named) < len(storage) or ("" in named and len(named) > 1):
+        raise UserError("--storage: give one type for all tables, or one TABLE=TYPE for each")
+    found = store(run_folder, StoragePlan(types=named.get("", named)))  # type: ignore[arg-type]
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_stored(found)
+
+
+@app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the compression methods and their options.
 

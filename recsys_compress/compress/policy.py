@@ -212,7 +212,7 @@ class Policy:
         for assignment in assignments:
             knobs = dict(assignment)
             names, options = knobs.pop("tables"), knobs.pop("options")
-            budget, kind = knobs.pop("budget_bytes"), method_class(knobs.pop("method"))
+            budget, kind = knobs.pop("budget_bytes", None), method_class(knobs.pop("method"))
             rules.append(
                 Rule(
                     method=parse(kind, knobs, where=where),

@@ -30,6 +30,8 @@ from recsys_compress.track.uri import (
     tracking_uri,
 )
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
+from recsys_compress.train.folder import RESULT
+from recsys_compress.train.handover import Start
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,18 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOU
 
 
 def tracked_train(
-    job: Job, *, resume: Path | None = None, listeners: Sequence[Listener] = ()
+    job: Job,
+    *,
+    resume: Path | None = None,
+    start: Start | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> RunResult:
     """Trains a job and records it in MLflow.
 
     Args:
         job: the job; `job.tracking` says where it is recorded.
         resume: folder of an interrupted run; its MLflow run goes on.
+        start: a trained model to begin with.
         listeners: others that hear of the run.
 
     Returns:
@@ -63,10 +70,10 @@ def tracked_train(
     from recsys_compress.train.trainer import train
 
     tracker = MLflowListener(job)
-    result = train(job, listeners=[tracker, *listeners], resume=resume)
+    result = train(job, listeners=[tracker, *listeners], resume=resume, start=start)
     # MLflow gives out its own ids; the run is to have one only.
     result = dataclasses.replace(result, run_id=tracker.run_id)
-    write_text(result.folder / "result.json", to_json(result.to_json(), indent=2))
+    write_text(result.folder / RESULT, to_json(result.to_json(), indent=2))
     return result
 
 

@@ -14,6 +14,8 @@ JOB = "job.toml"
 MODEL = "model.safetensors"  # weights that were best on validation
 LOWERING = "lowering.json"  # the policy of the trained model, as `Policy.describe` has it
 SIZE = "size.json"
+RESULT = "result.json"
+TABLES = "tables-{}.safetensors"  # the tables in another storage type
 
 
 def write_folder(folder: Path, job: Job, size: SizeReport, policy: list[dict[str, Any]]) -> None:
@@ -45,3 +47,19 @@ def read_policy(folder: Path) -> Policy:
         return Policy.described(assignments, where=str(path))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Returns what a run wrote at its end; nothing where it has not ended.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / RESULT
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error
+    return found

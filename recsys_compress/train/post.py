@@ -3,24 +3,31 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recsys_compress.compress.method import method_class
 from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.policy import Policy, resolve
+from recsys_compress.compress.size import DataType
 from recsys_compress.compress.spectrum import Item, Spectrum, layer_item
+from recsys_compress.compress.storage import StoragePlan, quantize
 from recsys_compress.config import Job, budget_bytes, load_job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
+from recsys_compress.files import atomic_file
 from recsys_compress.models.factorized import candidates, factors
 from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
-from recsys_compress.train.folder import JOB, MODEL, read_policy
+from recsys_compress.train.evaluate import evaluate
+from recsys_compress.train.events import Metrics
+from recsys_compress.train.folder import JOB, MODEL, TABLES, read_policy, read_result
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.shard import process_group
 
@@ -88,6 +95,61 @@ def compress(
     ranks = {**job.model.ranks, **start.layers}
     job = dataclasses.replace(job, model=dataclasses.replace(job.model, ranks=ranks))
     return job, dataclasses.replace(start, tags={"parent.folder": str(folder)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A run's model with its tables in another storage type.
+
+    Attributes:
+        folder: the run's own folder.
+        types: storage type by table.
+        bytes: "tables" (all that is served of the embeddings) and "model" (with the dense part).
+        before: figures on the test split as trained; empty where the run has none.
+        test: figures on the test split as stored.
+    """
+
+    folder: Path
+    types: dict[str, DataType]
+    bytes: Metrics
+    before: Metrics
+    test: Metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain data."""
+        return {**self.__dict__, "folder": str(self.folder)}
+
+
+def store(folder: Path, plan: StoragePlan) -> Stored:
+    """Stores a run's tables in other types, in the run's folder, and evaluates the model with them.
+
+    Args:
+        folder: the run's own folder.
+        plan: which types.
+
+    Raises:
+        UserError: the run cannot be read, or the plan does not suit its tables.
+    """
+    with process_group():
+        built, dataset = load_run(folder)
+        types = plan.resolve(built.embeddings)
+        stored = quantize(built.embeddings, plan, built.table_weights())
+        weights = built.weights()
+        dense = sum(w.nbytes for name, w in weights.items() if not name.startswith(EMBEDDINGS))
+        tables = stored.state_dict()
+        with atomic_file(folder / TABLES.format("-".join(sorted(set(types.values()))))) as path:
+            save_file({name: value.contiguous() for name, value in tables.items()}, path)
+        model = built.model.module
+        model.embeddings = stored
+        reader = Reader(dataset, "test", batch_size=built.job.train.eval_batch_size)
+        served = sum(value.nbytes for value in tables.values())
+        return Stored(
+            folder=folder,
+            types=types,
+            bytes={"tables": served, "model": dense + served},
+            before=read_result(folder).get("test", {}),
+            test=evaluate(model, reader, built.device).compute(),
+        )
 
 
 def layer_moments(built: Built, dataset: PreparedDataset) -> dict[str, Moments]:

@@ -28,8 +28,9 @@ from recsys_compress.files import atomic_file, to_json, write_text
 from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
 from recsys_compress.train.context import sigint, tags
+from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
-from recsys_compress.train.folder import JOB, MODEL, read_policy, write_folder, write_size
+from recsys_compress.train.folder import JOB, MODEL, RESULT, read_policy, write_folder, write_size
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
 from recsys_compress.train.meter import Meter, Penalty
@@ -110,7 +111,10 @@ class Trainer:
         if checkpoint is not None and resume is not None:
             policy = read_policy(resume)
             self.progress = Progress(**checkpoint.state)
+        if start is None and job.train.epochs == 0:
+            raise UserError("train.epochs = 0: only a trained model needs no training; raise it")
         self.phases = policy.phases()
+        self._parent = start.tags if start else {}
         if start is not None:
             self.progress.phase = len(self.phases) - 1
         first = self.phases[self.progress.phase].policy
@@ -217,15 +221,7 @@ class Trainer:
 
     def evaluate(self, split: Split) -> BinaryMetrics:
         """Returns the metrics of the current weights on a split."""
-        metrics = BinaryMetrics()
-        self.built.model.eval()
-        with torch.no_grad():
-            for batch in self._reader(split):
-                batch = batch.to(self.built.device)
-                logits = self.built.model(batch.dense, batch.sparse)
-                metrics.update(logits, batch.labels, batch.weights)
-        self.built.model.train()
-        return metrics
+        return evaluate(self.built.model, self._reader(split), self.built.device)
 
     def finish(self, interrupted: bool, started: float) -> RunResult:
         """Loads the best weights, reads test, writes the result and tells the listeners."""
@@ -251,7 +247,7 @@ class Trainer:
             history=progress.history,
             calibration=calibration,
         )
-        write_text(self.folder / "result.json", to_json(result.to_json(), indent=2))
+        write_text(self.folder / RESULT, to_json(result.to_json(), indent=2))
         for listener in self.listeners:
             listener.finished(result)
         return result
@@ -413,7 +409,7 @@ class Trainer:
             first_step=self.progress.step,
             bytes=self._bytes(),
             size=self.size.to_json(),
-            tags=tags(self.dataset),
+            tags={**tags(self.dataset), **self._parent},
         )
         for listener in self.listeners:
             listener.started(start)
