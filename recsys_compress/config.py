@@ -31,6 +31,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 ModelName = Literal["dcnv2", "dlrm", "deepfm", "autoint"]
 TableOptimizerName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 DenseOptimizerName = Literal["adam", "adagrad", "sgd"]
+Between = Literal["linear", "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +134,20 @@ class AutoIntConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model, and the settings of each (so that `model.name` can be switched alone)."""
+    """Which model, and the settings of each (so that `model.name` can be switched alone).
+
+    Attributes:
+        name: the model.
+        ranks: by layer, like "deep.0" or "cross.1", the rank of the product of two thin layers that
+            stands in its place; other layers are whole.
+        between: whether a layer's activation also stands between its two thin ones.
+    """
 
     __pydantic_config__ = STRICT
 
     name: ModelName = "dcnv2"
+    ranks: dict[str, Count] = field(default_factory=dict)
+    between: Between = "linear"
     dcnv2: DCNv2Config = field(default_factory=DCNv2Config)
     dlrm: DLRMConfig = field(default_factory=DLRMConfig)
     deepfm: DeepFMConfig = field(default_factory=DeepFMConfig)
@@ -209,7 +219,8 @@ class TrainConfig:
     """The training run.
 
     Attributes:
-        epochs: most passes over the training split.
+        epochs: most passes over the training split; 0 only where a trained model is compressed and
+            is not to be fine-tuned.
         batch_size: examples per step, over all ranks.
         eval_batch_size: examples per step of evaluation.
         learning_rate: of the dense part.
@@ -228,7 +239,7 @@ class TrainConfig:
 
     __pydantic_config__ = STRICT
 
-    epochs: Count = 10
+    epochs: Annotated[int, Field(ge=0)] = 10
     batch_size: Count = 4096
     eval_batch_size: Count = 16384
     learning_rate: Rate = 1e-3

@@ -7,6 +7,7 @@ from recsys_compress.models.autoint import AutoInt
 from recsys_compress.models.dcn import DCNv2
 from recsys_compress.models.deepfm import DeepFM
 from recsys_compress.models.dlrm import DLRM
+from recsys_compress.models.factorized import factorize
 
 _MODELS: dict[str, type[nn.Module]] = {
     "autoint": AutoInt,
@@ -29,6 +30,9 @@ def build_model(config: ModelConfig, embeddings: nn.Module, num_dense: int) -> n
         num_dense: number N of dense features; may be 0.
 
     Raises:
-        UserError: the model cannot take these embeddings, or its settings contradict each other.
+        UserError: the model cannot take these embeddings, its settings contradict each other, or it
+            has no layer of a name in `config.ranks`.
     """
-    return _MODELS[config.name](getattr(config, config.name), embeddings, num_dense)
+    model = _MODELS[config.name](getattr(config, config.name), embeddings, num_dense)
+    factorize(model, config.ranks, config.between)
+    return model

@@ -1,28 +1,43 @@
 """Low rank: each row is a short code, decoded by a matrix of its table.
 
-Source: the form of Guo et al.'s atomic feature mimicking (KDD 2024), here trained from scratch.
+Source: Guo et al., "Unified Low-rank Compression Framework for Click-through Rate Prediction", KDD
+2024, which takes trained tables over; the same form can be trained from scratch.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
+import torch
+from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.combine import projected
 from recsys_compress.compress.lowering import FP32_BYTES, Lowering, TableOptions
-from recsys_compress.compress.method import CLOSE, Method, out_of_reach, register, unreachable
+from recsys_compress.compress.method import (
+    CLOSE,
+    Method,
+    Trained,
+    Values,
+    out_of_reach,
+    register,
+    unreachable,
+)
+from recsys_compress.compress.spectrum import Item, Spectrum, choose_ranks
 from recsys_compress.errors import UserError, nearest
 
 
 @register("low_rank")
 @dataclass(frozen=True, kw_only=True)
 class LowRank(Method):
-    """Low-rank tables trained from scratch: e(id) = C[id] U^T + mu, with C n x k and U D x k.
+    """Low-rank tables, e(id) = C[id] U^T + mu, with C n x k and U D x k, from scratch or trained.
 
     A table has its own codes C, decoder U and mean mu. The sum over a bag of L ids is the sum of
     their codes, decoded, plus L times mu. A table is factorized only where this makes it smaller:
     k * (n + D) + D values are fewer than n * D.
     """
+
+    whole_model: ClassVar[bool] = True
 
     rank: int | dict[str, int] | None = field(
         default=None, metadata={"help": "rank k of all tables; or by name, others take the least"}
@@ -94,6 +109,69 @@ class LowRank(Method):
         if used < floor:
             raise unreachable("low_rank", budget_bytes, used, above)
         return replace(self, rank=ranks)
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        trained: Trained,
+        budget_bytes: int | None,
+        options: TableOptions,
+    ) -> tuple["LowRank", Values]:
+        """Factorizes trained tables by the principal components of what is looked up.
+
+        Of its vectors E a table keeps the codes C = (E - mu) U_k, with the decoder U_k^T and the
+        mean mu. Without `rank`, the ranks of tables and `trained.layers` are chosen together.
+        """
+        spectra = {t.name: Spectrum.of(trained.moments(t.name)) for t in tables}
+        method, layers = self, {}
+        if self.rank is None and budget_bytes is not None:
+            items = table_items(tables, list(spectra.values()), options)
+            ranks = choose_ranks([*items, *trained.layers], budget_bytes)
+            method = replace(self, rank=dict(zip(spectra, ranks, strict=False)))
+            layers = {
+                layer.name: rank
+                for layer, rank in zip(trained.layers, ranks[len(items) :], strict=True)
+                if rank < layer.ranks[-1]
+            }
+        return method, replace(_mimic(method.lower(tables), trained, spectra), layers=layers)
+
+
+def table_items(
+    tables: Sequence[EmbeddingBagConfig], spectra: Sequence[Spectrum], options: TableOptions
+) -> list[Item]:
+    """Returns tables as items of a choice of ranks.
+
+    The vectors of all tables stand side by side in the model's input, so their errors are measured
+    in one unit: the mean variance of a table's vectors. A table whose vectors hardly differ then
+    takes few bytes, however even its spectrum; with a unit of its own it would take as many as
+    others. A table of mean variance counts as much as a layer.
+
+    Args:
+        tables: the logical tables.
+        spectra: (same length) of their vectors.
+        options: how the codes are stored.
+    """
+    unit = sum(float(spectrum.eigenvalues.sum()) for spectrum in spectra) / max(len(spectra), 1)
+    return [
+        Item.of(table.name, _steps(table, options), spectrum, unit=unit)
+        for table, spectrum in zip(tables, spectra, strict=True)
+    ]
+
+
+def _mimic(lowering: Lowering, trained: Trained, spectra: Mapping[str, Spectrum]) -> Values:
+    """Returns the codes, decoders and means of trained tables, in `Projections`' layout."""
+    codes: dict[str, Tensor] = {}
+    combine: dict[str, list[Tensor]] = {}
+    for table in lowering.tables:
+        spectrum, rank = spectra[table.name], table.embedding_dim
+        vectors, dim = trained.vectors(table.name), len(spectrum.mean)
+        codes[table.name] = vectors
+        if rank < dim:
+            basis = spectrum.basis(rank)
+            codes[table.name] = ((vectors.double() - spectrum.mean) @ basis).float()
+            for name, value in (("projections", basis.t()), ("means", spectrum.mean)):
+                combine.setdefault(f"{name}.{rank}x{dim}", []).append(value.float())
+    return Values(tables=codes, combine={name: torch.stack(v) for name, v in combine.items()})
 
 
 def _saves(table: EmbeddingBagConfig, rank: int) -> bool:
