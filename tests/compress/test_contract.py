@@ -13,7 +13,9 @@ from torchrec.modules.embedding_configs import PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, Method, method_classes
+from recsys_compress.compress.methods.dnis import DNIS
 from recsys_compress.compress.methods.double_hash import DoubleHash
+from recsys_compress.compress.methods.dynamic_sparse import DynamicSparse
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.hash import Hash
 from recsys_compress.compress.methods.low_rank import LowRank
@@ -21,14 +23,25 @@ from recsys_compress.compress.methods.mixed_dim import MixedDim
 from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
 from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.compress.policy import describe, full_bytes
+from recsys_compress.compress.selection import Block
 from recsys_compress.config import parse
 from recsys_compress.errors import UserError
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
 
 # By the name of the method, which may be followed by a variant.
 METHODS: dict[str, Method] = {
+    "dnis": DNIS(
+        kept={
+            "user": (Block(ids=2000, dims=tuple(range(12))), Block(ids=3000, dims=(1, 4, 6, 11))),
+            "item": (Block(ids=2999, dims=tuple(range(8))), Block(ids=1, dims=())),
+            "genre": (Block(ids=10, dims=tuple(range(12))), Block(ids=30, dims=(0, 1, 2))),
+        }
+    ),
+    "dnis/soft": DNIS(soft=True),
     "double_hash": DoubleHash(share=0.1),
     "double_hash/add": DoubleHash(share=0.1, operation="add"),
+    "dynamic_sparse": DynamicSparse(density=0.3),
+    "dynamic_sparse/1": DynamicSparse(density=0.3, block=1),
     "full": Full(),
     "hash": Hash(share=0.1),
     "low_rank": LowRank(rank=4),
@@ -41,7 +54,9 @@ METHODS: dict[str, Method] = {
 FITTED = [name for name in METHODS if name != "full"]
 POOLED = [name for name in METHODS if name != "quotient_remainder"]  # a product cannot be pooled
 KNOBS = {
+    "dnis": "kept",
     "double_hash": "share",
+    "dynamic_sparse": "density",
     "hash": "share",
     "low_rank": "rank",
     "mixed_dim": "alpha",

@@ -1,0 +1,308 @@
+"""Blocks dropped by their norm and grown by their gradient, while a pool keeps its size.
+
+The update is that of Wang et al., WSDM 2024, after Evci et al., "Rigging the Lottery", ICML 2020.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from recsys_compress.compress.bitmap import Bitmap, chunks, draw, pack, unpack
+from recsys_compress.compress.blocks import Layout
+from recsys_compress.compress.hashing import per_value, salt
+from recsys_compress.compress.hook import Hook, LiveTable
+
+LAST_RATIO = 0.005
+_ROWS = 1 << 16  # rows moved at a time
+
+GrowthKind = Literal["gradient", "random", "static"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When blocks move, and how many.
+
+    Attributes:
+        every: steps from one update to the next.
+        window: steps before an update whose gradients are summed.
+        ratio: share of the blocks that are dropped at first.
+        stop: share of training after which there is no further update.
+    """
+
+    every: int
+    window: int
+    ratio: float
+    stop: float
+
+    def ratio_at(self, progress: float) -> float:
+        """Returns r, which falls to 0.005 along half a cosine until updates stop."""
+        share = min(progress / self.stop, 1.0)
+        return LAST_RATIO + (self.ratio - LAST_RATIO) * (1 + math.cos(math.pi * share)) / 2
+
+
+class Gradients:
+    """Gradients of the vectors looked up, summed by id over several steps.
+
+    A single batch has gradients of its own ids only. Nothing here is as long as the tables.
+
+    Args:
+        layout: of the tables.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        dim = layout.width * layout.block
+        self.parts: list[tuple[Tensor, Tensor]] = [
+            (torch.empty(0, dtype=torch.int64), torch.empty(0, dim))
+        ]
+
+    def add(self, features: KeyedJaggedTensor, vectors: list[Tensor]) -> None:
+        """Adds what one backward pass says.
+
+        Args:
+            features: the tables' F features.
+            vectors: F gradients of their pooled vectors, (B, D) each.
+        """
+        rows = torch.stack(vectors).flatten(0, 1)
+        lengths, weights = features.lengths(), features.weights_or_none()
+        averaged = torch.tensor(self._layout.averaged, device=rows.device)
+        if averaged.any():
+            shares = lengths.view(len(averaged), -1).clamp(min=1).reciprocal()
+            rows = rows * torch.where(averaged[:, None], shares, 1.0).view(-1, 1)
+        if len(features.values()) != len(rows) or not bool((lengths == 1).all()):
+            bags = torch.arange(len(rows), device=rows.device)
+            rows = rows[torch.repeat_interleave(bags, lengths.long())]
+        if weights is not None:
+            rows = rows * weights[:, None]
+        per_key = features.length_per_key()
+        ids = per_value(self._layout.first_ids, per_key, rows.device).add_(features.values())
+        self.parts.append(_summed(ids, rows))
+        if len(self.parts) > 2 and sum(len(i) for i, _ in self.parts[1:]) > len(self.parts[0][0]):
+            self.merge()
+
+    def merge(self) -> tuple[Tensor, Tensor]:
+        """Returns the (U,) numbers of the ids seen, rising, and their (U, D) sums."""
+        ids, sums = zip(*self.parts, strict=True)
+        self.parts = [_summed(torch.cat(ids), torch.cat(sums))]
+        return self.parts[0]
+
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """Returns the (N,) blocks with a gradient, rising, and its (N,) norms."""
+        ids, sums = self.merge()
+        norms = torch.linalg.vector_norm(
+            sums.view(len(ids), self._layout.width, self._layout.block), dim=2
+        )
+        seen = norms > 0
+        steps = torch.arange(self._layout.width, device=ids.device)
+        return (ids[:, None] * self._layout.width + steps)[seen], norms[seen]
+
+
+class Growing(Hook):
+    """Moves blocks every so many steps; see `DynamicSparse`.
+
+    Of S blocks stored in a span, the ceil(r S) of least norm are dropped, or as many as there are
+    others to grow. Those grown are the ones of greatest gradient, or random ones, among all that
+    are then zero. One just dropped may be among them and keeps its values, as in the published
+    code: the paper's regret. All others begin at zero, with an optimizer that has seen nothing.
+
+    Args:
+        layout: of the tables.
+        index: the mask of stored blocks.
+        schedule: when, and how many.
+        random: whether to grow blocks at random, not by gradient.
+        spans: bits within which the number of blocks is kept.
+        table: the pool's name.
+        seed: of random growth.
+    """
+
+    def __init__(
+        self,
+        *,
+        layout: Layout,
+        index: Bitmap,
+        schedule: Schedule,
+        random: bool,
+        spans: Sequence[tuple[int, int]],
+        table: str,
+        seed: int,
+    ) -> None:
+        self._layout = layout
+        self._index = index
+        self._schedule = schedule
+        self._random = random
+        self._spans = list(spans)
+        self._table = table
+        self._seed = seed
+        self._live: Callable[[str], LiveTable] | None = None
+        self._gradients = Gradients(layout)
+        self._steps = 0
+        self._progress = 0.0
+
+    def bind(self, table: Callable[[str], LiveTable]) -> None:
+        """Keeps access to the pool."""
+        self._live = table
+
+    def looked_up(self, features: KeyedJaggedTensor, vectors: KeyedTensor) -> None:
+        """Has the batch's gradients summed, where an update is near."""
+        every, window = self._schedule.every, self._schedule.window
+        near = self._steps % every >= every - window and self._progress < self._schedule.stop
+        if self._random or not near:
+            return
+        keys, names = features.keys(), self._layout.features
+        own = features if keys == list(names) else features.permute([keys.index(n) for n in names])
+        widths = vectors.length_per_key()
+        columns = [vectors.keys().index(name) for name in names]
+
+        def add(gradient: Tensor) -> None:
+            parts = torch.split(gradient, widths, dim=1)
+            self._gradients.add(own, [parts[column] for column in columns])
+
+        vectors.values().register_hook(add)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def on_step(self, progress: float) -> None:
+        """Counts the step, and moves blocks if it is time."""
+        self._steps += 1
+        self._progress = progress
+        if self._steps % self._schedule.every:
+            return
+        if progress <= self._schedule.stop:
+            self._update(self._schedule.ratio_at(progress))
+        self._gradients = Gradients(self._layout)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns the step, and what of the window has been summed."""
+        state = {
+            "steps": torch.tensor(self._steps),
+            "progress": torch.tensor(self._progress).double(),
+        }
+        for number, (ids, sums) in enumerate(self._gradients.parts):
+            state |= {f"ids.{number}": ids, f"sums.{number}": sums}
+        return state
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `tensors` returned."""
+        self._steps = int(tensors["steps"])
+        self._progress = float(tensors["progress"])
+        count = sum(name.startswith("ids.") for name in tensors)
+        self._gradients.parts = [
+            (tensors[f"ids.{number}"], tensors[f"sums.{number}"]) for number in range(count)
+        ]
+
+    def _update(self, ratio: float) -> None:
+        if self._live is None:
+            raise RuntimeError(f"nothing was bound to the hook of table {self._table!r}")
+        live = self._live(self._table)
+        norms = torch.linalg.vector_norm(live.weight[:, : self._layout.block], dim=1)
+        new = self._moved(norms.cpu(), ratio)
+        stays, fresh = _changes(self._index.words, new)
+        for tensor in (live.weight, *live.state.values()):
+            if tensor.ndim and len(tensor) == len(stays):
+                _relocate(tensor, stays, fresh)
+        self._index.fill(new)
+
+    def _moved(self, norms: Tensor, ratio: float) -> Tensor:
+        """Returns the words of the mask after an update.
+
+        Args:
+            norms: (P,) of the stored blocks.
+            ratio: share of them to drop.
+        """
+        index, dropped = self._index, torch.zeros(len(norms), dtype=torch.bool)
+        blocks, gradients = (values.cpu() for values in self._gradients.norms())
+        grown, counts = [], []
+        for first, last in self._spans:
+            begin, end = index.rank(torch.tensor([first, last])).tolist()
+            count = math.ceil(ratio * (end - begin))
+            if self._random:
+                count = min(count, last - first - (end - begin))
+                dropped[begin:end] = smallest(norms[begin:end], count)
+            else:
+                low, high = torch.searchsorted(blocks, torch.tensor([first, last])).tolist()
+                seen, strengths = blocks[low:high], gradients[low:high]
+                stored = index.test(seen)
+                count = min(count, int((~stored).sum()))
+                dropped[begin:end] = smallest(norms[begin:end], count)
+                zero = ~stored
+                zero[stored] = dropped[index.rank(seen[stored])]
+                grown.append(seen[zero][smallest(-strengths[zero], count)])
+            counts.append(count)
+        words = _without(index.words, dropped)
+        if self._random:
+            generator = torch.Generator().manual_seed(salt("grow", self._steps, self._seed))
+            for (first, last), count in zip(self._spans, counts, strict=True):
+                words |= draw(words, first, last, count, generator)
+        else:
+            added = torch.cat(grown)
+            words.index_add_(0, added >> 6, 1 << (added & 63))
+        return words
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """Returns which of (N,) values are the `count` smallest; of equal ones the first."""
+    if count == 0:
+        return torch.zeros(len(values), dtype=torch.bool)
+    bound = float(np.partition(values.numpy(), count - 1)[count - 1])
+    chosen = values < bound
+    equal = (values == bound).nonzero().squeeze(1)
+    chosen[equal[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+def _summed(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the distinct ids, rising, and the sums of their rows."""
+    distinct, numbers = torch.unique(ids, return_inverse=True)
+    return distinct, rows.new_zeros(len(distinct), rows.shape[1]).index_add_(0, numbers, rows)
+
+
+def _without(words: Tensor, dropped: Tensor) -> Tensor:
+    """Returns the words of a mask without those of its ones that are dropped."""
+    kept, row = torch.zeros_like(words), 0
+    for part in chunks(words):
+        bits = unpack(words[part])
+        ones = bits.nonzero().squeeze(1)
+        bits[ones[dropped[row : row + len(ones)]]] = False
+        kept[part] = pack(bits)
+        row += len(ones)
+    return kept
+
+
+def _changes(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns which ones of the old mask stay, and which of the new one were not there."""
+    stays, fresh = [], []
+    for part in chunks(old):
+        before, after = unpack(old[part]), unpack(new[part])
+        stays.append(after[before])
+        fresh.append(~before[after])
+    return torch.cat(stays), torch.cat(fresh)
+
+
+def _relocate(tensor: Tensor, stays: Tensor, fresh: Tensor) -> None:
+    """Moves rows in place to where a new mask has them, in order, and zeroes the fresh ones.
+
+    Rows that stay are first closed up towards the front, then spread out from the back; so a
+    buffer of a few rows is enough, and memory that a kernel holds is not replaced.
+
+    Args:
+        tensor: (P, ...).
+        stays: (P,) which rows stay.
+        fresh: (P,) which rows of the result are new; as many as do not stay.
+    """
+    starts, end = range(0, len(tensor), _ROWS), 0
+    for start in starts:
+        rows = tensor[start : start + _ROWS][stays[start : start + _ROWS]]
+        tensor[end : end + len(rows)] = rows
+        end += len(rows)
+    for start in reversed(starts):
+        rows = tensor.new_zeros(tensor[start : start + _ROWS].shape)
+        kept = ~fresh[start : start + _ROWS]
+        count = int(kept.sum())
+        rows[kept] = tensor[end - count : end]
+        tensor[start : start + _ROWS] = rows
+        end -= count

@@ -1,0 +1,549 @@
+"""Dynamic sparse tables against dense ones under a mask."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress import CompressedEmbeddingBagCollection, Policy, Rule, TableOptions
+from recsys_compress.compress.bitmap import Bitmap, bitmap_bytes, draw, unpack
+from recsys_compress.compress.blocks import BlockIds, Layout
+from recsys_compress.compress.growth import Gradients, Growing, Schedule, smallest
+from recsys_compress.compress.hook import LiveTable
+from recsys_compress.compress.method import Trained
+from recsys_compress.compress.methods.dynamic_sparse import DynamicSparse
+from recsys_compress.errors import UserError
+from recsys_compress.train.shard import full_tensors, process_group, shard
+from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
+
+IDS = sum(ROWS.values())
+EPSILON = 0.01
+
+
+def make(
+    method: DynamicSparse,
+    optimizer: str = "adam",
+    *,
+    dim: int = 12,
+    is_weighted: bool = False,
+    pooling: PoolingType = PoolingType.SUM,
+) -> CompressedEmbeddingBagCollection:
+    torch.manual_seed(0)
+    # A large epsilon keeps the first updates of blocks from being equally long.
+    options = TableOptions(optimizer=optimizer, epsilon=EPSILON)
+    return CompressedEmbeddingBagCollection(
+        tables=make_tables(dim, pooling),
+        policy=Policy(default=Rule(method=method, options=options), min_rows=0),
+        is_weighted=is_weighted,
+    )
+
+
+def index_of(collection: CompressedEmbeddingBagCollection) -> Bitmap:
+    (ids,) = (m for m in collection.modules() if isinstance(m, BlockIds))
+    return ids.index
+
+
+def pool_of(collection: CompressedEmbeddingBagCollection) -> Tensor:
+    (pool,) = collection.parameters()
+    return pool
+
+
+def dense(mask: Tensor, pool: Tensor) -> Tensor:
+    """Returns (ids, D) with the pool's rows where (ids, blocks) are stored."""
+    values = torch.zeros(*mask.shape, *pool.shape[1:])
+    values[mask] = pool.detach()
+    return values.flatten(1)
+
+
+def mask_of(index: Bitmap, blocks: int) -> Tensor:
+    return unpack(index.words)[: index.length].view(-1, blocks)
+
+
+def pooled(table: Tensor, batch: KeyedJaggedTensor) -> Tensor:
+    """Returns (B, F x D) sums of rows of one table of all ids, by autograd's own operations."""
+    firsts = dict(zip(ROWS, (0, 5000, 8000), strict=True))
+    outputs = []
+    for name in ROWS:
+        bags = torch.arange(batch.stride()).repeat_interleave(batch[name].lengths().long())
+        rows = table[firsts[name] + batch[name].values()]
+        if batch.weights_or_none() is not None:
+            rows = rows * batch[name].weights()[:, None]
+        zeros = torch.zeros(batch.stride(), table.shape[1], dtype=table.dtype)
+        outputs.append(zeros.index_add(0, bags, rows))
+    return torch.cat(outputs, dim=1)
+
+
+def single(batch_size: int, seed: int = 0, *, weighted: bool = False) -> KeyedJaggedTensor:
+    """Returns a batch of one id a bag."""
+    generator = torch.Generator().manual_seed(seed)
+    return KeyedJaggedTensor(
+        keys=list(ROWS),
+        values=torch.cat(
+            [torch.randint(n, (batch_size,), generator=generator) for n in ROWS.values()]
+        ),
+        lengths=torch.ones(3 * batch_size, dtype=torch.int32),
+        weights=torch.rand(3 * batch_size, generator=generator) if weighted else None,
+        stride=batch_size,
+    )
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 12])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("batch_of", [make_batch, single])
+def test_vectors_are_those_of_a_dense_table_under_a_mask(
+    block: int, weighted: bool, batch_of: Callable[..., KeyedJaggedTensor]
+) -> None:
+    collection = make(DynamicSparse(density=0.3, block=block), is_weighted=weighted)
+    batch = batch_of(50, weighted=weighted)
+    table = dense(mask_of(index_of(collection), 12 // block), pool_of(collection))
+    assert torch.allclose(collection(batch).values(), pooled(table, batch), atol=1e-6)
+
+
+def test_a_feature_may_share_its_table() -> None:
+    table = EmbeddingBagConfig(
+        name="user", feature_names=["viewer", "author"], num_embeddings=50, embedding_dim=8
+    )
+    collection = CompressedEmbeddingBagCollection(
+        tables=[table], policy=make_policy(DynamicSparse(density=0.5), min_rows=0)
+    )
+    ids = torch.tensor([1, 2, 1, 2])
+    same = KeyedJaggedTensor(["viewer", "author"], ids, lengths=torch.ones(4, dtype=torch.int32))
+    output = collection(same)
+    assert torch.equal(output["viewer"], output["author"])
+    assert output["viewer"].any()
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.9, 1.0])
+def test_blocks_are_exactly_so_many_and_spread_evenly(density: float) -> None:
+    mask = mask_of(index_of(make(DynamicSparse(density=density))), 3)
+    assert mask.sum() == round(density * 3 * IDS)
+    shares = torch.stack([part.float().mean() for part in mask.split(2010)])
+    assert (shares - density).abs().max() < 4.5 * math.sqrt(density * (1 - density) / 6030) + 1e-6
+
+
+def test_the_seed_says_which_blocks() -> None:
+    words = [index_of(make(DynamicSparse(density=0.1, seed=seed))).words for seed in (0, 0, 1)]
+    assert torch.equal(words[0], words[1])
+    assert not torch.equal(words[0], words[2])
+
+
+def test_bytes_are_those_of_pool_mask_and_counts() -> None:
+    report = make(DynamicSparse(num_blocks=500), "rowwise_adagrad").size_report()
+    assert report.table_bytes == 500 * 16 + bitmap_bytes(3 * IDS)
+    assert sum(report.auxiliary.values()) == bitmap_bytes(3 * IDS) == 95 * 40 + 16 * 15 - 240
+    padded = make(DynamicSparse(num_blocks=500, block=1), "rowwise_adagrad").size_report()
+    assert padded.table_bytes == 500 * 16 + bitmap_bytes(12 * IDS)
+
+
+def test_ids_outside_their_table_are_refused() -> None:
+    collection = make(DynamicSparse(density=0.1))
+    batch = make_batch(8)
+    for bad in (-1, 5000):
+        batch.values()[0] = bad
+        with pytest.raises(ValueError, match=rf"'user': id {bad} lies outside \[0, 5000\)"):
+            collection(batch)
+
+
+class Plain:
+    """Dynamic sparse learning with dense weights and a mask: what must come out, written plainly.
+
+    Args:
+        mask: (ids, blocks) of stored blocks.
+        pool: (P, b) their first values.
+        optimizer: "rowwise_adagrad" or "adam".
+        spans: ranges of blocks within which their number is kept.
+    """
+
+    def __init__(
+        self, mask: Tensor, pool: Tensor, optimizer: str, spans: Sequence[tuple[int, int]]
+    ) -> None:
+        self.mask = mask.clone()
+        self.weight = dense(mask, pool).double()
+        self.state = [torch.zeros_like(self.weight) for _ in range(2)]
+        self.total = torch.zeros_like(self.weight)
+        self.optimizer, self.spans, self.steps = optimizer, spans, 0
+
+    def step(
+        self, loss_of: Callable[[Tensor], Tensor], schedule: Schedule, progress: float
+    ) -> None:
+        self.weight.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(self.weight), [self.weight])
+        self.weight.requires_grad_(False)
+        if self.steps % schedule.every >= schedule.every - schedule.window:
+            self.total += gradient
+        self.steps += 1
+        stored = self.mask.repeat_interleave(self.weight.shape[1] // self.mask.shape[1], dim=1)
+        own = gradient * stored
+        if self.optimizer == "adam":
+            self.state[0].mul_(0.9).add_(0.1 * own)
+            self.state[1].mul_(0.999).add_(0.001 * own.square())
+            mean = self.state[0] / (1 - 0.9**self.steps)
+            root = (self.state[1] / (1 - 0.999**self.steps)).sqrt()
+            self.weight -= 0.02 * mean / (root + 1e-8)
+        else:
+            blocks = self.by_block(own).square().mean(2, keepdim=True)
+            self.state[0] += blocks.expand_as(self.by_block(own)).flatten(1)
+            self.weight -= 0.02 * own / (self.state[0].sqrt() + EPSILON)
+        if self.steps % schedule.every == 0:
+            if progress <= schedule.stop:
+                self.update(schedule.ratio_at(progress))
+            self.total.zero_()
+
+    def by_block(self, values: Tensor) -> Tensor:
+        return values.view(*self.mask.shape, -1)
+
+    def update(self, ratio: float) -> None:
+        before = self.mask.clone()
+        norms, gradients = (
+            self.by_block(v).norm(dim=2).view(-1) for v in (self.weight, self.total)
+        )
+        mask = self.mask.view(-1)
+        for first, last in self.spans:
+            inside = torch.arange(len(mask)).ge(first) & torch.arange(len(mask)).lt(last)
+            stored = (inside & mask).nonzero().flatten()
+            unseen = int((inside & ~mask & (gradients > 0)).sum())
+            count = min(math.ceil(ratio * len(stored)), unseen)
+            mask[stored[norms[stored].argsort(stable=True)[:count]]] = False
+            zero = (inside & ~mask).nonzero().flatten()
+            mask[zero[gradients[zero].argsort(descending=True)[:count]]] = True
+        for values in (self.weight, *self.state):
+            self.by_block(values)[~(before & self.mask)] = 0
+
+
+class Run:
+    """A sharded collection with its hook, driven as the trainer does.
+
+    Args:
+        method: of all tables.
+        optimizer: of its pool.
+        steps: of the whole training.
+    """
+
+    def __init__(self, method: DynamicSparse, optimizer: str, steps: int) -> None:
+        self.collection = make(method, optimizer)
+        self.model = shard(Holder(self.collection), self.collection, torch.device("cpu"))
+        self.adam = None
+        if optimizer == "adam":
+            self.adam = torch.optim.Adam(self.model.parameters(), lr=0.02)
+        (self.hook,) = self.collection.hooks()
+        self.collection.bind_hooks(lambda _place: self.live())
+        self.steps, self.done = steps, 0
+        self.index = index_of(self.collection)
+
+    def live(self) -> LiveTable:
+        (weight,) = (
+            v for n, v in full_tensors(self.model.state_dict()).items() if n.endswith("weight")
+        )
+        if self.adam is None:
+            (state,) = self.model.fused_optimizer.state_dict()["state"].values()
+            return LiveTable(weight=weight, state=full_tensors(state))
+        (parameter,) = self.model.parameters()
+        return LiveTable(weight=weight, state=self.adam.state[parameter])
+
+    def step(self, batch: KeyedJaggedTensor) -> None:
+        if self.adam is not None:
+            self.adam.zero_grad()
+        loss(self.model(batch)).backward()
+        if self.adam is not None:
+            self.adam.step()
+        self.done += 1
+        self.hook.on_step(self.done / self.steps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that a checkpoint keeps."""
+        live = self.live()
+        found = {"weight": live.weight, "words": self.index.words, "counts": self.index.counts}
+        found |= {f"state/{name}": value for name, value in live.state.items()}
+        return found | {f"hook/{name}": value for name, value in self.hook.tensors().items()}
+
+
+class Holder(torch.nn.Module):
+    def __init__(self, embeddings: torch.nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        values: Tensor = self.embeddings(features).values()
+        return values
+
+
+def loss(vectors: Tensor) -> Tensor:
+    """Returns a loss whose gradients differ by example and dimension."""
+    scale = torch.linspace(-1, 1.3, vectors.shape[1], dtype=vectors.dtype)
+    target = torch.linspace(-3, 3, vectors.shape[0], dtype=vectors.dtype)
+    return ((vectors * scale).sum(1) - target).square().mean()
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("redistribute", [True, False])
+def test_training_equals_dense_weights_under_a_mask(optimizer: str, redistribute: bool) -> None:
+    knobs = {"update_steps": 4, "window": 3, "stop": 0.8, "update_ratio": 0.4}
+    method = DynamicSparse(density=0.2, redistribute=redistribute, **knobs)
+    ends = [0, 3 * 5000, 3 * 8000, 3 * IDS]
+    with process_group():
+        run = Run(method, optimizer, steps=18)
+        spans = [(0, 3 * IDS)] if redistribute else list(itertools.pairwise(ends))
+        plain = Plain(mask_of(run.index, 3), run.live().weight, optimizer, spans)
+        schedule = Schedule(every=4, window=3, stop=0.8, ratio=0.4)
+        masks = [plain.mask.clone()]
+        for number in range(18):
+            batch = make_batch(256, seed=number)
+            run.step(batch)
+            plain.step(lambda w, b=batch: loss(pooled(w, b)), schedule, (number + 1) / 18)
+            mask = mask_of(run.index, 3)
+            assert torch.equal(mask, plain.mask)
+            found = dense(mask, run.live().weight)
+            assert torch.allclose(found, plain.weight.float(), atol=2e-5)
+            masks.append(mask)
+        for name, value in run.live().state.items():
+            expected = plain.state[name == "exp_avg_sq"]
+            if value.ndim:
+                rows = value if value.ndim > 1 else value[:, None].expand(-1, 4)
+                assert torch.allclose(dense(mask, rows), expected.float(), rtol=1e-3, atol=1e-7)
+    changed = [n for n in range(18) if not torch.equal(masks[n], masks[n + 1])]
+    assert changed == [3, 7, 11]  # at 16 of 18 steps they have stopped
+    assert plain.mask.sum() == masks[0].sum() == round(0.2 * 3 * IDS)
+    moved = (masks[-1].split([5000, 3000, 40])[2].sum() - masks[0][8000:].sum()).item()
+    assert (moved > 0) == redistribute  # genres are seen most, and have the greatest gradients
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("growth", ["gradient", "random"])
+@pytest.mark.parametrize("stopped", [7, 8, 10])
+def test_a_resumed_run_ends_as_one_never_stopped(optimizer: str, growth: str, stopped: int) -> None:
+    method = DynamicSparse(density=0.2, update_steps=4, window=4, growth=growth)
+    with process_group():
+        whole, first, second = (Run(method, optimizer, steps=20) for _ in range(3))
+        for number in range(13):
+            whole.step(make_batch(64, seed=number))
+        for number in range(stopped):
+            first.step(make_batch(64, seed=number))
+        if second.adam is not None:  # makes its state, which is then overwritten
+            second.step(make_batch(64))
+        saved = {name: value.clone() for name, value in first.tensors().items()}
+        for name, value in second.tensors().items():
+            if not name.startswith("hook/"):
+                value.copy_(saved[name])
+        second.hook.load_tensors(
+            {n.removeprefix("hook/"): v for n, v in saved.items() if n.startswith("hook/")}
+        )
+        second.done = stopped
+        for number in range(stopped, 13):
+            second.step(make_batch(64, seed=number))
+        expected, found = whole.tensors(), second.tensors()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_static_blocks_have_no_hook() -> None:
+    assert make(DynamicSparse(density=0.1, growth="static")).hooks() == []
+
+
+def make_hook(
+    total: int, count: int, *, spans: Sequence[tuple[int, int]] | None = None, **schedule: float
+) -> tuple[Growing, Bitmap, Tensor, Layout]:
+    """Returns the hook of one table of `total` ids of one block, and its (count, 2) pool."""
+    table = EmbeddingBagConfig(name="t", feature_names=["t"], num_embeddings=total, embedding_dim=2)
+    layout, index = Layout.of([table], 2), Bitmap(total)
+    index.fill(draw(index.words, 0, total, count, torch.Generator().manual_seed(0)))
+    pool = torch.randn(count, 2, generator=torch.Generator().manual_seed(1))
+    hook = Growing(
+        layout=layout,
+        index=index,
+        schedule=Schedule(**{"every": 1, "window": 1, "ratio": 0.5, "stop": 1.0, **schedule}),
+        random=spans is None and schedule.get("window") == 0,
+        spans=spans or [(0, total)],
+        table="pool",
+        seed=0,
+    )
+    return hook, index, pool, layout
+
+
+def positions(index: Bitmap) -> Tensor:
+    return unpack(index.words).nonzero().flatten()
+
+
+@given(data=st.data())
+def test_blocks_keep_their_number_and_their_values(data: st.DataObject) -> None:
+    """After every update a block's row is where its bit says, and a new one's is zero."""
+    total = data.draw(st.integers(2, 400))
+    count = data.draw(st.integers(1, total))
+    cut = data.draw(st.integers(1, total - 1))
+    ratio = data.draw(st.floats(0.01, 1.0))
+    hook, index, pool, _ = make_hook(total, count, ratio=ratio, spans=[(0, cut), (cut, total)])
+    state = torch.zeros(count)
+    hook.bind(
+        lambda _name: LiveTable(weight=pool, state={"sums": state, "step": torch.tensor(3.0)})
+    )
+    generator = torch.Generator().manual_seed(total)
+    for update in range(5):
+        before = positions(index)
+        state.copy_(before + 1)
+        values = pool.copy_(torch.randn(pool.shape, generator=generator)).clone()
+        ids = torch.randint(total, (data.draw(st.integers(0, 60)),), generator=generator)
+        rows = torch.randn(len(ids), 2, generator=generator)
+        hook._gradients.parts.append((ids, rows))
+        hook.on_step((update + 1) / 6)
+        after = positions(index)
+        assert len(after) == count
+        assert (after < cut).sum() == (before < cut).sum()
+        kept = torch.isin(after, before)
+        assert torch.equal(state, torch.where(kept, after + 1, 0))
+        assert torch.equal(pool[kept], values[torch.isin(before, after)])
+        assert not pool[~kept].any()
+        assert torch.isin(after[~kept], ids).all()
+        assert torch.equal(index.rank(after), torch.arange(count))
+
+
+def test_random_growth_is_uniform_and_seeded() -> None:
+    counts = torch.zeros(60)
+    hook, index, pool, _ = make_hook(60, 20, window=0, stop=0.5)
+    start = positions(index)
+    words = index.words.clone()
+    hook.bind(lambda _name: LiveTable(weight=pool, state={}))
+    hook._progress = 0.0
+    for _ in range(1500):
+        index.fill(words)
+        pool.copy_(torch.arange(1.0, 21)[:, None])  # the first ten are dropped
+        hook.on_step(1e-9)
+        assert pool[:, 0].max() == 20
+        counts[positions(index)] += 1
+    assert (counts[start[10:]] == 1500).all()
+    others = torch.cat([counts[start[:10]], counts[~torch.isin(torch.arange(60), start)]])
+    deviation = (others - 1500 / 5) / (1500 * 0.2 * 0.8) ** 0.5
+    assert len(others) == 50
+    assert deviation.abs().max() < 4
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pooling", [PoolingType.SUM, PoolingType.MEAN])
+def test_gradients_are_summed_over_the_window(weighted: bool, pooling: PoolingType) -> None:
+    """Three steps' sums against autograd's gradient of a dense table."""
+    collection = make(
+        DynamicSparse(density=0.3, update_steps=5, window=3), is_weighted=weighted, pooling=pooling
+    )
+    (hook,) = collection.hooks()
+    assert isinstance(hook, Growing)
+    table = dense(mask_of(index_of(collection), 3), pool_of(collection)).requires_grad_()
+    for number in range(4):
+        batch = make_batch(200, seed=number, weighted=weighted)
+        loss(collection(batch).values()).backward()
+        if number < 3:
+            hook.on_step(0.1)
+        vectors = pooled(table, batch)
+        if pooling == PoolingType.MEAN:
+            shares = torch.ones(200, 36)
+            shares[:, 24:] = 1 / batch["genre"].lengths().clamp(min=1)[:, None]
+            vectors = vectors * shares
+        if number >= 2:
+            loss(vectors).backward()
+    ids, sums = hook._gradients.merge()
+    assert torch.equal(ids, ids.unique())
+    found = torch.zeros(IDS, 12).index_add(0, ids, sums)
+    assert torch.allclose(found, table.grad, atol=1e-6)
+    assert len(ids) < 2000  # nothing is as long as the tables
+
+
+def test_merging_early_changes_no_sum() -> None:
+    _, _, _, layout = make_hook(50, 5)
+    gradients = Gradients(layout)
+    generator = torch.Generator().manual_seed(0)
+    expected = torch.zeros(50, 2)
+    for _ in range(20):
+        ids = torch.randint(50, (30,), generator=generator)
+        rows = torch.randn(30, 2, generator=generator)
+        expected.index_add_(0, ids, rows)
+        features = KeyedJaggedTensor(["t"], ids, lengths=torch.ones(30, dtype=torch.int32))
+        gradients.add(features, [rows])
+        assert sum(len(i) for i, _ in gradients.parts) <= 150
+    blocks, norms = gradients.norms()
+    assert torch.equal(blocks, expected.any(1).nonzero().flatten())
+    assert torch.allclose(norms, expected.norm(dim=1)[blocks], atol=1e-5)
+
+
+def test_the_ratio_falls_along_half_a_cosine() -> None:
+    schedule = Schedule(every=1, window=1, ratio=0.5, stop=0.8)
+    ratios = [schedule.ratio_at(progress) for progress in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    middle = (0.5 + 0.005) / 2
+    expected = [0.5, middle + 0.2475 * 0.5**0.5, middle, middle - 0.2475 * 0.5**0.5, 0.005, 0.005]
+    assert ratios == pytest.approx(expected)
+
+
+@given(values=st.lists(st.integers(0, 5), min_size=1), data=st.data())
+def test_smallest_takes_the_first_of_equals(values: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, len(values)))
+    order = sorted(range(len(values)), key=lambda i: (values[i], i))
+    chosen = smallest(torch.tensor(values).float(), count).nonzero().flatten().tolist()
+    assert chosen == sorted(order[:count])
+
+
+@pytest.mark.parametrize("budget", [None, 20_000])
+def test_adopting_keeps_the_blocks_of_greatest_norm(budget: int | None) -> None:
+    torch.manual_seed(0)
+    trained = {name: torch.randn(rows, 12) for name, rows in ROWS.items()}
+    before = DynamicSparse(num_blocks=700, growth="static")
+    method, values = before.adopt(
+        make_tables(), Trained(vectors=trained.__getitem__, moments=None), budget, TableOptions()
+    )
+    expected = 700 if budget is None else (20_000 - bitmap_bytes(3 * IDS)) // 16
+    assert method == dataclasses.replace(before, num_blocks=expected)
+    collection = make(method)
+    collection.write([values], collection.state_dict())
+    table = torch.cat(list(trained.values()))
+    norms = table.view(-1, 4).norm(dim=1)
+    kept = (norms >= norms.sort().values[-expected]).repeat_interleave(4).view(-1, 12)
+    for batch in (make_batch(300), single(300)):
+        assert torch.equal(collection(batch).values(), pooled(table * kept, batch))
+    assert pool_of(collection).shape == (expected, 4)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({}, r"needs embedding.budget or embedding.methods.dynamic_sparse.density"),
+        ({"density": 0.0}, r"density = 0.0: must lie in \(0, 1\]"),
+        ({"density": 0.1, "num_blocks": 5}, r"num_blocks or density, not both"),
+        ({"num_blocks": 24_121}, r"num_blocks = 24121: must lie in \[1, 24120\]"),
+        ({"density": 0.1, "block": 5}, r"embedding.dim = 12: .* use 10 or 15"),
+        ({"density": 0.1, "block": 16}, r"embedding.dim = 12: .* use 16$"),
+        ({"density": 0.1, "block": 0}, r"block = 0: must be at least 1"),
+        ({"density": 0.1, "update_steps": 0}, r"update_steps = 0: must be at least 1"),
+        ({"density": 0.1, "window": 0}, r"window = 0: must be at least 1"),
+        ({"density": 0.1, "update_ratio": 1.5}, r"update_ratio = 1.5: must lie"),
+        ({"density": 0.1, "stop": 0.0}, r"stop = 0.0: must lie"),
+        ({"density": 0.1, "growth": "momentum"}, r"dynamic_sparse.growth = 'momentum'"),
+    ],
+)
+def test_wrong_knobs_are_refused(knobs: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DynamicSparse(**knobs).lower(make_tables())
+
+
+def test_tables_that_do_not_suit_are_refused() -> None:
+    method = DynamicSparse(density=0.1, block=1)
+    with pytest.raises(UserError, match="needs tables of one width, these have \\[8, 12\\]"):
+        method.lower([*make_tables(8)[:1], *make_tables(12)[1:]])
+    with pytest.raises(UserError, match=r"block = 1: makes 128 blocks .* use 2 or more"):
+        method.lower(make_tables(128))
+    tables = make_tables(8)
+    tables[0].num_embeddings = 2**31
+    with pytest.raises(UserError, match=r"'user': has 2,147,483,648 ids.*--encoding vocabulary"):
+        method.fit(tables, 10**9, TableOptions())
+
+
+def test_a_budget_below_the_least_names_the_limits() -> None:
+    index, method = bitmap_bytes(3 * IDS), DynamicSparse()
+    with pytest.raises(UserError, match=rf"from {index + 16:,} to {index + 3 * IDS * 16:,} bytes"):
+        method.fit(make_tables(), index + 15, TableOptions())
+
+
+def test_a_budget_of_more_than_all_blocks_stores_them_all() -> None:
+    assert DynamicSparse().fit(make_tables(), 10**9, TableOptions()).num_blocks == 3 * IDS
