@@ -52,8 +52,8 @@ def per_value(constants: Sequence[int], length_per_key: list[int], device: torch
     Returns:
         (sum of `length_per_key`,) int64.
     """
-    table = _constants(tuple(constants), device)
-    lengths = _constants(tuple(length_per_key), device)
+    table = constant_tensor(tuple(constants), device)
+    lengths = constant_tensor(tuple(length_per_key), device)
     return torch.repeat_interleave(table, lengths, output_size=sum(length_per_key))
 
 
@@ -73,7 +73,7 @@ def along_keys(
         Shapes (K, N / K) and (K, 1) where all keys have equally many values, else (1, N) twice.
     """
     if len(set(length_per_key)) == 1 and length_per_key[0] > 0:
-        column = _constants(tuple(constants), values.device).unsqueeze(1)
+        column = constant_tensor(tuple(constants), values.device).unsqueeze(1)
         return values.view(len(constants), -1), column
     flat = per_value(constants, length_per_key, values.device)
     return values.unsqueeze(0), flat.unsqueeze(0)
@@ -177,7 +177,8 @@ class SaltedHash(nn.Module):
 
 
 @functools.lru_cache(maxsize=256)
-def _constants(values: tuple[int, ...], device: torch.device) -> Tensor:
+def constant_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Returns integers as an int64 tensor, made once; not to be changed."""
     # Not buffers: sharding zero-fills buffers that were made on the meta device.
     return torch.tensor(values, dtype=torch.int64, device=device)
 

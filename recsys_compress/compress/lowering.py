@@ -142,6 +142,7 @@ class Lowering:
             several ids. Its parameters belong to the dense part: they are on a real device from the
             start, and the dense optimizer trains them, but for those that `hook` trains.
         hook: what the method does while its tables train; None for nothing.
+        order: of the features, where it is another than that of the look-ups.
     """
 
     tables: tuple[PhysicalTable, ...]
@@ -149,8 +150,9 @@ class Lowering:
     ids: nn.Module
     combine: nn.Module | None = None
     hook: Hook | None = None
+    order: tuple[str, ...] = ()
 
     @property
     def features(self) -> list[str]:
-        """The logical features, in the order in which the look-ups first name them."""
-        return list(dict.fromkeys(lookup.feature for lookup in self.lookups))
+        """The logical features, in `order` or else as the look-ups first name them."""
+        return list(self.order or dict.fromkeys(lookup.feature for lookup in self.lookups))

@@ -1,0 +1,181 @@
+"""Tables cut into slices of neighbouring ids, each of which is a physical table."""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress.hashing import check_range, constant_tensor, per_value
+from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable
+from recsys_compress.compress.slice_sums import PlacedSlices, ScaledSlices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Neighbouring ids of a table, and the dims of their vectors that are stored.
+
+    Attributes:
+        table: the logical table.
+        number: of the slice among the table's.
+        first: its first id.
+        ids: number of its ids.
+        dims: positions in the vector.
+    """
+
+    table: EmbeddingBagConfig
+    number: int
+    first: int
+    ids: int
+    dims: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its physical table."""
+        return f"{self.table.name}#{self.number}"
+
+    def values(self, vectors: Tensor) -> Tensor:
+        """Returns (ids, number of dims), the slice's part of its table's (n, D) vectors."""
+        return vectors[self.first : self.first + self.ids, list(self.dims)]
+
+
+def placed(slices: Sequence[Slice]) -> Lowering:
+    """Returns tables of the dims that are stored; the others are zero in a feature's vector."""
+    # Physical tables of one width are merged: look-ups in their order need no sorting.
+    ordered = sorted(slices, key=lambda part: -len(part.dims))
+    reads = [(part, feature) for part in ordered for feature in part.table.feature_names]
+    widths = _widths(slices)
+    starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
+    targets = [starts[feature] + dim for part, feature in reads for dim in part.dims]
+    combine = None
+    if targets != list(range(sum(widths.values()))):
+        combine = PlacedSlices(targets, sum(widths.values()))
+    return _lowering(ordered, reads, combine, tuple(widths))
+
+
+def scaled(slices: Sequence[Slice]) -> Lowering:
+    """Returns tables of all dims, whose vectors are scaled by an alpha for each slice and dim.
+
+    Args:
+        slices: all slices of tables of one width; row i of alpha belongs to slice i.
+    """
+    counts = Counter(part.table.name for part in slices)
+    ordered = sorted(
+        range(len(slices)), key=lambda i: (slices[i].number, -counts[slices[i].table.name])
+    )
+    reads = [(i, feature) for i in ordered for feature in slices[i].table.feature_names]
+    features = list(_widths(slices))
+    combine = ScaledSlices(
+        [i for i, _ in reads],
+        [features.index(feature) for _, feature in reads],
+        dim=slices[0].table.embedding_dim,
+    )
+    return _lowering(slices, [(slices[i], feature) for i, feature in reads], combine, features)
+
+
+def _widths(slices: Sequence[Slice]) -> dict[str, int]:
+    """Returns D by feature, in the order of the tables."""
+    return {f: int(part.table.embedding_dim) for part in slices for f in part.table.feature_names}
+
+
+def _lowering(
+    slices: Sequence[Slice],
+    reads: Sequence[tuple[Slice, str]],
+    combine: nn.Module | None,
+    features: Sequence[str],
+) -> Lowering:
+    return Lowering(
+        tables=tuple(
+            PhysicalTable(
+                name=part.name,
+                num_embeddings=part.ids,
+                embedding_dim=len(part.dims),
+                members=(part.table.name,),
+            )
+            for part in slices
+        ),
+        lookups=tuple(
+            Lookup(name=f"{feature}#{part.number}", feature=feature, table=part.name)
+            for part, feature in reads
+        ),
+        ids=SliceIds(reads, features),
+        combine=combine,
+        order=tuple(features),
+    )
+
+
+class SliceIds(nn.Module):
+    """Maps ids to their rows in each slice; a look-up's bags lack the ids outside its slice.
+
+    Args:
+        reads: (K,) the slice and the feature of each look-up.
+        features: (F,) in the order of the batches.
+    """
+
+    def __init__(self, reads: Sequence[tuple[Slice, str]], features: Sequence[str]) -> None:
+        super().__init__()
+        limits = {feature: int(part.table.num_embeddings) for part, feature in reads}
+        self.features = list(features)
+        self.limits = tuple(limits[feature] for feature in features)
+        self.source = tuple(self.features.index(feature) for _, feature in reads)
+        self.first = tuple(part.first for part, _ in reads)
+        self.ids = tuple(part.ids for part, _ in reads)
+        self.names = [f"{feature}#{part.number}" for part, feature in reads]
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Returns the K look-ups' bags with values that are rows of their slices.
+
+        Raises:
+            ValueError: an id lies outside its feature's table.
+        """
+        check_range(features.values(), self.limits, features.length_per_key(), self.features)
+        read = self._single if _is_single(features) else self._several
+        counts, rows, weights = read(features)
+        return KeyedJaggedTensor(
+            keys=self.names,
+            values=rows,
+            weights=weights,
+            lengths=counts.view(-1),
+            stride=features.stride(),
+            length_per_key=counts.sum(dim=1).tolist(),
+        )
+
+    def _single(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns (K, B) counts, the rows, and their weights where each bag has one id."""
+        source = constant_tensor(self.source, features.device())
+        first = constant_tensor(self.first, features.device()).int().unsqueeze(1)
+        ends = constant_tensor(self.ids, features.device()).int().unsqueeze(1)
+        # 32 bits halve the traffic of what is by far the largest tensor here.
+        ids = features.values().int().view(len(self.features), -1)
+        rows = ids.index_select(0, source) - first
+        inside = (rows >= 0).logical_and_(rows < ends)
+        weights = features.weights_or_none()
+        if weights is not None:
+            weights = weights.view_as(ids).index_select(0, source).masked_select(inside)
+        return inside.to(features.lengths().dtype), rows.masked_select(inside), weights
+
+    def _several(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the same for bags of any length."""
+        repeated = features.permute(list(self.source))
+        lengths, per_key = repeated.lengths(), repeated.length_per_key()
+        rows = repeated.values() - per_value(self.first, per_key, features.device())
+        inside = rows < per_value(self.ids, per_key, features.device())
+        inside.logical_and_(rows >= 0)
+        bags = torch.arange(len(lengths), device=lengths.device)
+        bags = bags.repeat_interleave(lengths, output_size=len(rows))[inside]
+        counts = torch.bincount(bags, minlength=len(lengths)).to(lengths.dtype)
+        weights = repeated.weights_or_none()
+        return (
+            counts.view(len(self.names), -1),
+            rows[inside],
+            None if weights is None else weights[inside],
+        )
+
+
+def _is_single(features: KeyedJaggedTensor) -> bool:
+    lengths = features.lengths()
+    return len(lengths) == len(features.values()) and bool((lengths == 1).all())

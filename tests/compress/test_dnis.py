@@ -1,0 +1,494 @@
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
+from recsys_compress.compress.hook import LiveTable, SearchStep
+from recsys_compress.compress.method import Trained
+from recsys_compress.compress.methods.dnis import DNIS
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.moments import Moments
+from recsys_compress.compress.policy import full_bytes
+from recsys_compress.compress.selection import Block, Scores, select
+from recsys_compress.errors import UserError
+from tests.compress.tables import make_batch, make_policy, make_tables
+
+FUSED = TableOptions()
+ADAM = TableOptions(optimizer="adam")
+
+
+def make(
+    method: DNIS,
+    tables: list[EmbeddingBagConfig] | None = None,
+    optimizer: str = "rowwise_adagrad",
+    *,
+    is_weighted: bool = False,
+) -> CompressedEmbeddingBagCollection:
+    torch.manual_seed(0)
+    return CompressedEmbeddingBagCollection(
+        tables=tables or make_tables(),
+        policy=make_policy(method, optimizer, min_rows=0),
+        is_weighted=is_weighted,
+    )
+
+
+def trained(collection: CompressedEmbeddingBagCollection) -> Trained:
+    def no_moments(table: str) -> Moments:
+        raise AssertionError(table)
+
+    return Trained(vectors=collection.vectors, moments=no_moments)
+
+
+def dense_tables(method: DNIS, collection: CompressedEmbeddingBagCollection) -> dict[str, Tensor]:
+    """Returns the (n, D) vectors of all ids, put together by hand from the physical tables."""
+    (values,) = collection.values(collection.state_dict())
+    tables = {}
+    for table in make_tables():
+        dense = torch.zeros(table.num_embeddings, table.embedding_dim)
+        for part in method.slices([table]):
+            for column, dim in enumerate(part.dims):
+                rows = slice(part.first, part.first + part.ids)
+                dense[rows, dim] = values.tables[part.name][:, column]
+        tables[table.name] = dense
+    return tables
+
+
+def pooled(tables: dict[str, Tensor], batch: KeyedJaggedTensor) -> Tensor:
+    """Returns the bags' sums by a loop over bags."""
+    columns = []
+    for name, table in tables.items():
+        bags = batch[name]
+        weights = bags.weights_or_none()
+        rows = table[bags.values()]
+        if weights is not None:
+            rows = rows * weights[:, None]
+        columns.append(torch.stack([r.sum(0) for r in rows.split(bags.lengths().tolist())]))
+    return torch.cat(columns, dim=1)
+
+
+def uneven() -> DNIS:
+    """Keeps other dims in each block, and none in one."""
+    return DNIS(
+        kept={
+            "user": (
+                Block(ids=10, dims=tuple(range(12))),
+                Block(ids=1000, dims=(0, 3, 7, 11)),
+                Block(ids=2000, dims=()),
+                Block(ids=1990, dims=(1, 2, 3, 4, 5, 6, 8, 9)),
+            ),
+            "item": (Block(ids=2999, dims=(2, 5)), Block(ids=1, dims=(0, 1, 2, 3))),
+            "genre": (Block(ids=20, dims=(0, 1, 2)), Block(ids=20, dims=(2, 3, 4))),
+        }
+    )
+
+
+def test_blocks_grow_geometrically_and_hold_all_ids() -> None:
+    user, item, genre = make_tables()
+    method = DNIS(num_blocks=4, growth=3.0)
+    assert method.blocks(user) == [125, 375, 1125, 3375]
+    assert method.blocks(item) == [75, 225, 675, 2025]
+    assert method.blocks(genre) == [40]  # a quarter of 40 would be a first block below 16 ids
+    assert DNIS(num_blocks=2, growth=1.0).blocks(genre) == [20, 20]
+    assert DNIS(num_blocks=3, growth=1.0).blocks(item) == [1000, 1000, 1000]
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kept_dims_are_placed_and_others_are_zero(optimizer: str, *, weighted: bool) -> None:
+    method = uneven()
+    collection = make(method, optimizer=optimizer, is_weighted=weighted)
+    batch = make_batch(200, weighted=weighted)  # bags of genres lie across both blocks
+    expected = pooled(dense_tables(method, collection), batch)
+    assert torch.allclose(collection(batch).values(), expected, atol=1e-6)
+    assert not collection.vectors("user")[1010:3010].any()
+    assert collection.vectors("user")[3010:, [1, 9]].any(dim=0).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_id_in_each_bag_gives_the_same_as_any_bags(*, weighted: bool) -> None:
+    collection = make(uneven(), is_weighted=weighted)
+    batch = make_batch(64, weighted=weighted)
+    ids = torch.cat([batch["user"].values(), batch["item"].values(), torch.arange(64) % 40])
+    weights = torch.rand(192) if weighted else None
+    single = KeyedJaggedTensor(
+        keys=batch.keys(),
+        values=ids,
+        weights=weights,
+        lengths=torch.ones(192, dtype=torch.int64),
+        stride=64,
+    )
+    lengths = torch.ones(3, 65, dtype=torch.int64)
+    lengths[:, 64] = 0  # an empty bag more takes the way of any bags
+    general = KeyedJaggedTensor(
+        keys=batch.keys(), values=ids, weights=weights, lengths=lengths.view(-1), stride=65
+    )
+    found = collection(general).values()
+    assert torch.equal(collection(single).values(), found[:64])
+    assert found[:64].any()
+    assert not found[64].any()
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_bytes_are_those_of_the_kept_dims(optimizer: str) -> None:
+    method = uneven()
+    collection = make(method, optimizer=optimizer)
+    pad = 4 if optimizer == "rowwise_adagrad" else 1
+    widths = {0: [12, 4, 8], 1: [2, 4], 2: [3, 3]}
+    rows = {0: [10, 1000, 1990], 1: [2999, 1], 2: [20, 20]}
+    expected = sum(
+        4 * n * -(-w // pad) * pad for t in rows for n, w in zip(rows[t], widths[t], strict=True)
+    )
+    assert collection.size_report().table_bytes == expected
+
+
+def test_gradients_of_placed_columns_are_those_of_the_dense_formula() -> None:
+    method = uneven()
+    collection = make(method, optimizer="adam")
+    batch = make_batch(300)
+    weight = torch.randn(300, 36)
+    (collection(batch).values() * weight).square().sum().backward()
+    dense = {n: t.requires_grad_() for n, t in dense_tables(method, collection).items()}
+    (pooled(dense, batch) * weight).square().sum().backward()
+    gradients = collection.values({n: p.grad for n, p in collection.named_parameters()})[0].tables
+    for table in make_tables():
+        for part in method.slices([table]):
+            expected = part.values(dense[table.name].grad)
+            assert torch.allclose(gradients[part.name], expected, atol=1e-5)
+
+
+def soft(**knobs: float) -> DNIS:
+    return DNIS(soft=True, num_blocks=3, growth=2.0, **knobs)
+
+
+def set_alpha(collection: CompressedEmbeddingBagCollection) -> Tensor:
+    """Gives alpha random values and returns it."""
+    alpha = collection.output.combines["0"].alpha
+    with torch.no_grad():
+        alpha.copy_(torch.rand(alpha.shape, generator=torch.Generator().manual_seed(1)))
+    return alpha
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])  # the genres have fewer blocks
+@pytest.mark.parametrize("weighted", [False, True])
+def test_soft_selection_scales_each_block(order: tuple[int, ...], *, weighted: bool) -> None:
+    tables = [make_tables()[i] for i in order]
+    method = soft()
+    collection = make(method, tables, is_weighted=weighted)
+    dense = dense_tables(method, collection)
+    scale = iter(set_alpha(collection))
+    for table in tables:
+        for part in method.slices([table]):
+            dense[table.name][part.first : part.first + part.ids] *= next(scale)
+    assert next(scale, None) is None
+    batch = make_batch(200, weighted=weighted)
+    expected = pooled({t.name: dense[t.name] for t in tables}, batch)
+    assert torch.allclose(collection(batch).values(), expected, atol=1e-6)
+
+
+def test_gradients_of_the_soft_selection_are_those_of_the_dense_formula() -> None:
+    tables = [make_tables()[i] for i in (2, 0, 1)]
+    method = soft()
+    collection = make(method, tables, optimizer="adam")
+    alpha = set_alpha(collection)
+    batch, weight = make_batch(300), torch.randn(300, 36)
+    (collection(batch).values() * weight).square().sum().backward()
+    dense = {n: t.requires_grad_() for n, t in dense_tables(method, collection).items()}
+    factors = alpha.detach().clone().requires_grad_()
+    ids = {t.name: torch.tensor(method.blocks(t)) for t in tables}
+    blocks = torch.split(factors, [len(i) for i in ids.values()])
+    product = {
+        name: dense[name] * block.repeat_interleave(ids[name], dim=0)
+        for name, block in zip(ids, blocks, strict=True)
+    }
+    (pooled(product, batch) * weight).square().sum().backward()
+    assert torch.allclose(alpha.grad, factors.grad, rtol=1e-4, atol=1e-5)
+    gradients = collection.values({n: p.grad for n, p in collection.named_parameters()})[0].tables
+    for table in tables:
+        for part in method.slices([table]):
+            expected = part.values(dense[table.name].grad)
+            assert torch.allclose(gradients[part.name], expected, atol=1e-5)
+
+
+def test_phases_warm_up_search_and_retrain() -> None:
+    method = DNIS(kept=uneven().kept, warmup_epochs=3, search_epochs=1)
+    warm_up, search, retrain = method.phases()
+    assert warm_up.method == Full()
+    assert warm_up.epochs == 3
+    assert search.method == DNIS(soft=True, warmup_epochs=3, search_epochs=1)
+    assert search.freeze_model
+    assert search.search
+    assert retrain.method is method
+    assert [p.method for p in DNIS(search_epochs=0).phases()] == [DNIS(search_epochs=0)]
+
+
+def test_the_search_begins_with_the_trained_tables() -> None:
+    batch = make_batch(200)
+    before = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(Full(), min_rows=0)
+    )
+    method, values = soft().adopt(make_tables(), trained(before), None, FUSED)
+    after = make(method)
+    after.write([values], after.state_dict())
+    assert torch.allclose(after(batch).values(), before(batch).values(), atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_the_merge_keeps_the_function_where_the_budget_holds_all(optimizer: str) -> None:
+    batch = make_batch(200)
+    before = make(soft(), optimizer=optimizer)
+    set_alpha(before)
+    method, values = DNIS().adopt(
+        make_tables(), trained(before), full_bytes(make_tables()), TableOptions(optimizer=optimizer)
+    )
+    after = make(method, optimizer=optimizer)
+    after.write([values], after.state_dict())
+    assert torch.allclose(after(batch).values(), before(batch).values(), atol=1e-6)
+    assert all(len(blocks) == 1 for blocks in method.kept.values())  # equal neighbours are joined
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+def test_the_selection_meets_the_budget_and_keeps_trained_values(
+    optimizer: str, share: float
+) -> None:
+    before = make(soft(), optimizer=optimizer)
+    set_alpha(before)
+    budget = int(full_bytes(make_tables()) * share)
+    method, values = DNIS(num_blocks=3, growth=2.0).adopt(
+        make_tables(), trained(before), budget, TableOptions(optimizer=optimizer)
+    )
+    after = make(method, optimizer=optimizer)
+    after.write([values], after.state_dict())
+    assert 0.95 * budget <= after.size_report().table_bytes <= budget
+    for table in make_tables():
+        old, new = before.vectors(table.name), after.vectors(table.name)
+        assert torch.equal(new[new != 0], old[new != 0])
+        assert new.any()
+
+
+def test_without_a_budget_the_bytes_stay_what_they_were() -> None:
+    before = make(soft())
+    start = DNIS().fit(make_tables(), 100_000, FUSED)
+    method, _ = start.adopt(make_tables(), trained(before), None, FUSED)
+    sizes = [make(m).size_report().table_bytes for m in (start, method)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    assert method.kept != start.kept
+
+
+def test_the_selection_by_hand() -> None:
+    def worth(*dims: float) -> Tensor:
+        return torch.tensor(dims)
+
+    scores = {
+        "a": [
+            Scores(ids=10, dims=worth(0.0, 9.0, 0.0, 1.0)),
+            Scores(ids=20, dims=worth(2.0, 0.5, 0.5, 3.0)),
+        ],
+        "b": [Scores(ids=5, dims=worth(0.1, 0.2, 0.3, 0.4))],
+    }
+
+    def kept(budget: int) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+        found = select("dnis", scores, budget, ADAM, dim_multiple=2)
+        return {name: [(b.ids, b.dims) for b in blocks] for name, blocks in found.items()}
+
+    # Chunks by worth: a0 (1, 3), which must stay; b0 (2, 3), likewise; a1 (0, 3) 5; a1 (1, 2) 1;
+    # b0 (0, 1) 0.3; a0 (0, 2) 0. One dim of one id takes 4 bytes.
+    assert kept(120) == {"a": [(10, (1, 3)), (20, ())], "b": [(5, (2, 3))]}
+    assert kept(120 + 80) == {
+        "a": [(10, (1, 3)), (10, (0, 3)), (10, ())],
+        "b": [(5, (2, 3))],
+    }
+    assert kept(120 + 160 + 160) == {"a": [(10, (1, 3)), (20, (0, 1, 2, 3))], "b": [(5, (2, 3))]}
+    assert kept(120 + 160 + 160 + 40 + 80) == {"a": [(30, (0, 1, 2, 3))], "b": [(5, (0, 1, 2, 3))]}
+    with pytest.raises(UserError, match="it can take from 120 to 560 bytes"):
+        kept(119)
+
+
+def test_equal_worth_is_cut_to_an_equal_share() -> None:
+    scores = {name: [Scores(ids=n, dims=torch.ones(8))] for name, n in (("a", 100), ("b", 200))}
+    found = select("dnis", scores, 300 * 16 + 300 * 4, FUSED, dim_multiple=4)
+    whole, part = tuple(range(8)), (0, 1, 2, 3)
+    assert found["a"] == (Block(ids=25, dims=whole), Block(ids=75, dims=part))
+    assert found["b"] == (Block(ids=50, dims=whole), Block(ids=150, dims=part))
+
+
+def test_padding_decides_the_size_of_a_chunk() -> None:
+    scores = {"a": [Scores(ids=10, dims=torch.arange(6.0))]}
+    fused = select("dnis", scores, 10 * 16, FUSED, dim_multiple=1)
+    dense = select("dnis", scores, 10 * 12, ADAM, dim_multiple=1)
+    assert fused["a"] == (Block(ids=10, dims=(2, 3, 4, 5)),)
+    assert dense["a"] == (Block(ids=10, dims=(3, 4, 5)),)
+
+
+def test_kept_dims_are_reported_by_block() -> None:
+    tables = make_tables()[:1]
+    kept = {"user": (Block(ids=1500, dims=(0, 1, 2, 3)), Block(ids=3500, dims=()))}
+    method = DNIS(kept=kept, num_blocks=2, growth=4.0)
+    assert method.kept_dims(tables) == {"user": [4.0, 4.0 * 500 / 4000]}
+
+
+class Problem:
+    """A collection that is searched, and losses that are quadratic in its vectors."""
+
+    def __init__(self, method: DNIS, *, tables: list[EmbeddingBagConfig]) -> None:
+        self.method = method
+        self.tables = tables
+        self.collection = make(method, tables, optimizer="adam").double()
+        self.alpha = set_alpha(self.collection)
+        (self.hook,) = self.collection.hooks()
+        self.hook.bind(self.live)
+        generator = torch.Generator().manual_seed(2)
+        self.weights = torch.randn(2, 8, 4, generator=generator, dtype=torch.float64)
+        ids = torch.randint(0, 64, (2, 8), generator=generator)
+        ids[1, :3] = 3  # repeated
+        self.batches = [
+            KeyedJaggedTensor(
+                keys=["f"], values=i, lengths=torch.ones(8, dtype=torch.int64), stride=8
+            )
+            for i in ids
+        ]
+
+    def live(self, name: str) -> LiveTable:
+        (values,) = self.collection.values(self.collection.state_dict())
+        return LiveTable(weight=values.tables[name], state={})
+
+    def loss_of(self, number: int, vectors: Tensor) -> Tensor:
+        return (vectors * self.weights[number]).sum(dim=1).exp().mean()
+
+    def step(self) -> SearchStep:
+        def loss(number: int) -> Callable[[], Tensor]:
+            return lambda: self.loss_of(number, self.collection(self.batches[number]).values())
+
+        self.collection.frozen = True
+        return SearchStep(
+            train=self.batches[0],
+            valid=self.batches[1],
+            train_loss=loss(0),
+            valid_loss=loss(1),
+        )
+
+    def dense(self) -> Tensor:
+        (values,) = self.collection.values(self.collection.state_dict())
+        return torch.cat([values.tables[p.name] for p in self.method.slices(self.tables)])
+
+    def dense_loss(self, number: int, table: Tensor, alpha: Tensor) -> Tensor:
+        blocks = torch.tensor(self.method.blocks(self.tables[0]))
+        scale = alpha.repeat_interleave(blocks, dim=0)
+        return self.loss_of(number, (table * scale)[self.batches[number].values()])
+
+    def gradient(self, inner_lr: float) -> Tensor:
+        """Returns DARTS' gradient of alpha by autograd through the dense formula."""
+        table = self.dense().requires_grad_()
+        alpha = self.alpha.detach().clone().requires_grad_()
+        valid, by_table = torch.autograd.grad(self.dense_loss(1, table, alpha), [alpha, table])
+        (train,) = torch.autograd.grad(self.dense_loss(0, table, alpha), table, create_graph=True)
+        (mixed,) = torch.autograd.grad((train * by_table).sum(), alpha)
+        assert mixed.abs().max() > 1e-6
+        return valid - inner_lr * mixed
+
+
+def problem(**knobs: float) -> Problem:
+    table = EmbeddingBagConfig(name="f", feature_names=["f"], num_embeddings=64, embedding_dim=4)
+    return Problem(DNIS(soft=True, num_blocks=2, growth=2.0, **knobs), tables=[table])
+
+
+@pytest.mark.parametrize("inner_lr", [0.0, 30.0])
+def test_a_search_step_of_first_and_second_order(inner_lr: float) -> None:
+    found = problem(alpha_lr=0.3, l1=1e-3, inner_lr=inner_lr)
+    before, tables = found.alpha.detach().clone(), found.dense().clone()
+    gradient = found.gradient(inner_lr) + 1e-3
+    if inner_lr:
+        first = found.gradient(0.0) + 1e-3
+        assert (gradient - first).abs().max() > 0.1 * first.abs().max()
+    found.hook.search(found.step())
+    gradient = gradient / (gradient.abs().mean(dim=1, keepdim=True) + 1e-8)
+    expected = (before - 0.3 * gradient).clamp(0, 1)
+    assert torch.allclose(found.alpha, expected, atol=1e-5)
+    assert (expected == 0).any()  # clamped
+    assert torch.equal(found.dense(), tables)  # restored to the bit
+    assert not found.alpha.requires_grad
+    assert found.alpha.grad is None
+
+
+def test_a_block_without_examples_stays_as_it_is() -> None:
+    found = problem(l1=0.1)
+    first = found.method.blocks(found.tables[0])[0]
+    found.batches[1] = KeyedJaggedTensor(
+        keys=["f"],
+        values=first + torch.arange(8),
+        lengths=torch.ones(8, dtype=torch.int64),
+        stride=8,
+    )
+    before = found.alpha.detach().clone()
+    found.hook.search(found.step())
+    assert torch.equal(found.alpha[0], before[0])
+    assert (found.alpha[1] != before[1]).all()
+
+
+def test_tables_are_restored_when_a_loss_fails() -> None:
+    found = problem(inner_lr=1.0)
+    tables, step = found.dense().clone(), found.step()
+
+    def fails() -> Tensor:
+        assert not torch.equal(found.dense(), tables)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        found.hook.search(dataclasses.replace(step, train_loss=fails))
+    assert torch.equal(found.dense(), tables)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (DNIS(), "needs embedding.budget or embedding.methods.dnis.kept"),
+        (DNIS(kept={}), r"kept.user: has blocks of 0 ids, but the table has 5,000"),
+        (
+            DNIS(kept={"user": (Block(ids=5000, dims=()),)}),
+            "kept.user: keeps no dims; each table has to keep some",
+        ),
+        (
+            DNIS(kept={"user": (Block(ids=5000, dims=(3, 1)),)}),
+            r"kept.user: dims \[3, 1\] must rise and lie in \[0, 12\)",
+        ),
+        (
+            DNIS(kept={"user": (Block(ids=5000, dims=(3, 12)),)}),
+            r"kept.user: dims \[3, 12\] must rise and lie in \[0, 12\)",
+        ),
+    ],
+)
+def test_wrong_blocks_are_one_clear_error(method: DNIS, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        method.lower(make_tables())
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"num_blocks": 0}, "dnis.num_blocks = 0: must be 1 or more"),
+        ({"growth": 0.5}, "dnis.growth = 0.5: must be 1.0 or more"),
+        ({"alpha_lr": -0.1}, "dnis.alpha_lr = -0.1: must be 0.0 or more"),
+    ],
+)
+def test_knobs_out_of_range_are_one_clear_error(knobs: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DNIS(**knobs)
+
+
+def test_hashed_ids_are_refused() -> None:
+    tables = make_tables()
+    tables[0].num_embeddings = 2**40
+    with pytest.raises(UserError, match=r"table 'user'.* prepared with --encoding vocabulary"):
+        DNIS().fit(tables, 100_000, FUSED)
+
+
+def test_a_search_over_tables_of_two_widths_is_refused() -> None:
+    tables = make_tables()
+    tables[0].embedding_dim = 8
+    with pytest.raises(UserError, match=r"searches tables of one width, not \[8, 12\]"):
+        soft().lower(tables)
