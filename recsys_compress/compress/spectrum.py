@@ -17,6 +17,7 @@ from recsys_compress.compress.method import out_of_reach
 from recsys_compress.compress.moments import Moments
 
 _CELLS = 10_000
+_ROUNDING = 1e-14  # of the mean squared norm: about the square of float32's precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,10 @@ class Spectrum:
             none, eye = torch.zeros(dim).double(), torch.eye(dim).double()
             return Spectrum(mean=none, eigenvalues=none, eigenvectors=eye)
         values, vectors = torch.linalg.eigh(moments.covariance())  # rising
+        is_rounding = values <= _ROUNDING * moments.outer.trace() / moments.count
         return Spectrum(
             mean=moments.mean(),
-            eigenvalues=values.flip(0).clamp(min=0),
+            eigenvalues=values.masked_fill(is_rounding, 0).flip(0),
             eigenvectors=vectors.flip(1),
         )
 
