@@ -71,7 +71,7 @@ def look_up(table: Tensor, dim: int, data_type: DataType, lookups: KeyedJaggedTe
     ids, offsets, weights = lookups.values(), lookups.offsets(), lookups.weights_or_none()
     count, batch, width = len(lookups.keys()), lookups.stride(), given_width(dim, data_type)
     if data_type in _FBGEMM_TYPES:
-        return _fbgemm(table, width, _FBGEMM_TYPES[data_type], count, ids, offsets, weights)
+        return look_up_fbgemm(table, width, _FBGEMM_TYPES[data_type], count, ids, offsets, weights)
     if data_type == "bf16":
         vectors = _bf16(table, ids, offsets, weights)
     else:
@@ -85,7 +85,7 @@ def look_up(table: Tensor, dim: int, data_type: DataType, lookups: KeyedJaggedTe
     return vectors.view(count, batch, width).transpose(0, 1).reshape(batch, count * width)
 
 
-def _fbgemm(
+def look_up_fbgemm(
     table: Tensor,
     width: int,
     kind: SparseType,
@@ -94,7 +94,10 @@ def _fbgemm(
     offsets: Tensor,
     weights: Tensor | None,
 ) -> Tensor:
-    """Returns (B, K x W); to the kernel each look-up has its own table, all at one place."""
+    """Returns (B, K x W) from rows of FBGEMM's form.
+
+    To its kernel each look-up has a table of its own, all of them at the same place.
+    """
     data = table.view(torch.uint8).view(-1)
     location = EmbeddingLocation.HOST.value
     vectors: Tensor = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
@@ -119,7 +122,7 @@ def _fbgemm(
 def _bf16(table: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
     """Returns (K x B, D)."""
     if weights is not None:  # The kernel would want them in bf16 too.
-        table, ids = table[ids].float(), torch.arange(len(ids))
+        table, ids = table.index_select(0, ids).float(), torch.arange(len(ids))
     return functional.embedding_bag(
         ids, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     ).float()

@@ -15,8 +15,6 @@ from recsys_compress.compress.kernels import pack
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.low_rank import LowRank
 from recsys_compress.compress.methods.mixed_dim import MixedDim
-from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
-from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.compress.size import DATA_TYPE_BITS, DataType, row_bytes, smallest_type
 from recsys_compress.compress.storage import (
     QuantizedEmbeddingBagCollection,
@@ -26,23 +24,17 @@ from recsys_compress.compress.storage import (
 from recsys_compress.errors import UserError
 from recsys_compress.train.shard import full_tensors, process_group, shard
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
+from tests.compress.test_contract import METHODS
 
 # Greatest error of a value in [-1, 1]: half a step, and the rounding of scale and bias to fp16.
 ERROR = {"fp32": 1e-6, "fp16": 2**-12, "bf16": 2**-9, "int8": 0.0045, "int4": 0.068, "int2": 0.335}
-METHODS: tuple[Method, ...] = (
-    Full(),
-    LowRank(rank=5),
-    MixedDim(alpha=1.0, base_dim=8),
-    QuotientRemainder(share=0.1),
-    Unified(num_embeddings=1500, num_probes=3),
-)
 
 every_type = pytest.mark.parametrize("data_type", DATA_TYPE_BITS)
 every_table = pytest.mark.parametrize(
     ("optimizer", "dim"),
     [("rowwise_adagrad", dim) for dim in (4, 6, 8, 12, 16)] + [("adam", d) for d in (6, 15, 30)],
 )
-every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def make(
@@ -132,28 +124,19 @@ def test_narrow_ids_and_other_keys_change_nothing(data_type: DataType) -> None:
 @every_type
 @every_method
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
-def test_bytes_reported_are_those_of_the_state_and_the_file(
+def test_a_file_has_the_bytes_reported_and_gives_the_same_outputs(
     data_type: DataType, method: Method, optimizer: str, tmp_path: Path
 ) -> None:
-    plan, collection = StoragePlan(types=data_type), make(method, optimizer)
-    served = quantize(collection, plan)
-    report = collection.size_report()
+    plan, collection, batch = StoragePlan(types=data_type), make(method, optimizer), make_batch(64)
+    served, report = quantize(collection, plan), collection.size_report()
     assert state_bytes(served) == report.serving_bytes(data_type)
     assert state_bytes(served) == report.to_json()["total"]["serving"][data_type]
     assert state_bytes(served) == plan.serving_bytes(collection)
-    save_file(served.state_dict(), tmp_path / "served.safetensors")
-    on_disk = (tmp_path / "served.safetensors").read_bytes()
-    header = 8 + int.from_bytes(on_disk[:8], "little")
-    assert len(on_disk) - header == state_bytes(served)
-
-
-@every_type
-@every_method
-def test_a_file_gives_the_same_outputs(data_type: DataType, method: Method, tmp_path: Path) -> None:
-    plan, file = StoragePlan(types=data_type), tmp_path / "served.safetensors"
-    served, batch = quantize(make(method), plan), make_batch(64)
+    file = tmp_path / "served.safetensors"
     save_file(served.state_dict(), file)
-    loaded = QuantizedEmbeddingBagCollection(make(method, device="meta"), plan)
+    on_disk = file.read_bytes()
+    assert len(on_disk) - 8 - int.from_bytes(on_disk[:8], "little") == state_bytes(served)
+    loaded = QuantizedEmbeddingBagCollection(make(method, optimizer, device="meta"), plan)
     assert not torch.equal(loaded(batch).values(), served(batch).values())
     loaded.load_state_dict(load_file(file))
     assert torch.equal(loaded(batch).values(), served(batch).values())
@@ -173,21 +156,18 @@ def test_types_differ_by_table_and_configs_stay() -> None:
     assert state_bytes(served) == StoragePlan(types=types).serving_bytes(collection)
     assert served.embedding_bag_configs() == collection.embedding_bag_configs()
     assert not served.is_weighted()
-    batch = make_batch(100)
-    assert not torch.equal(served(batch).values(), collection(batch).values())
+    error = served(make_batch(100)).values() - collection(make_batch(100)).values()
+    assert 0 < error.abs().max() < 1
 
 
-@pytest.mark.parametrize("data_type", ["fp32", "int8", "int4"])
 @every_method
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
-def test_a_sharded_collection_gives_what_a_plain_one_gives(
-    data_type: DataType, method: Method, optimizer: str
-) -> None:
-    plain, plan, batch = make(method, optimizer), StoragePlan(types=data_type), make_batch(64)
+def test_a_sharded_collection_gives_what_a_plain_one_gives(method: Method, optimizer: str) -> None:
+    plain, plan, batch = make(method, optimizer), StoragePlan(types="int4"), make_batch(64)
     expected = quantize(plain, plan)(batch).values()
     with process_group():
         collection = make(method, optimizer, device="meta")
-        model = shard(nn.ModuleDict({"embeddings": collection}), collection, torch.device("cpu"))
+        shard(nn.ModuleDict({"embeddings": collection}), collection, torch.device("cpu"))
         state = full_tensors(collection.state_dict())
         for name, value in plain.state_dict().items():
             state[name].copy_(value)
@@ -195,7 +175,6 @@ def test_a_sharded_collection_gives_what_a_plain_one_gives(
         if optimizer != "adam":
             with pytest.raises(ValueError, match="the collection is sharded; pass its whole"):
                 quantize(collection, plan)
-    del model
 
 
 def test_training_on_leaves_what_is_served() -> None:
@@ -294,8 +273,6 @@ def test_constant_rows_keep_their_value(data_type: DataType) -> None:
     with torch.no_grad():
         collection.get_parameter(name)[:5] = values
     served = quantize(collection, StoragePlan(types=data_type))
-    ones = torch.ones(15, dtype=torch.int32)
-    batch = KeyedJaggedTensor(
-        keys=list(ROWS), values=torch.arange(5).repeat(3), lengths=ones, stride=5
-    )
+    ids, ones = torch.arange(5).repeat(3), torch.ones(15, dtype=torch.int32)
+    batch = KeyedJaggedTensor(keys=list(ROWS), values=ids, lengths=ones, stride=5)
     assert torch.allclose(served(batch)["user"], values, rtol=2**-8, atol=1e-7)
