@@ -6,12 +6,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks.case import Case, Figures, Shape
 from benchmarks.clock import time_steps
-from benchmarks.tables import OPTIONS, Batches, build, quiet_process_group
+from benchmarks.tables import CPU, OPTIONS, Batches, build, quiet_process_group
+from recsys_compress.compress import Policy, Rule
+from recsys_compress.compress.hook import SearchStep
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.config import DataConfig, Job, TrainConfig
+from recsys_compress.train.build import Built
+from recsys_compress.train.optim import Optimizers
 
 ZIPF = 1.1
+_PHASE_STEPS = 1000  # of which the steps measured are the first
 
 
 def measure(case: Case) -> Figures:
@@ -22,7 +30,8 @@ def measure(case: Case) -> Figures:
     shape, cores = case.shape, os.cpu_count() or 1
     figures: Figures = {}
     with quiet_process_group():
-        step = _torch_step(shape) if case.name == "torch" else _sharded_step(shape, case.name)
+        make = {"torch": _torch_step, "stock": _sharded_step}.get(case.name, _our_step)
+        step = make(shape, case.name)
         for distribution, zipf in (("uniform", 0.0), ("zipf", ZIPF)):
             batches = Batches(shape, zipf=zipf)
             for suffix, threads in (("", 1), ("_all", cores)):
@@ -35,6 +44,7 @@ def measure(case: Case) -> Figures:
 
 
 def _sharded_step(shape: Shape, name: str) -> Callable[[Batches, int], None]:
+    """Returns a step of TorchRec's own collection."""
     model = build(shape, name)
     gradient = _gradient(shape)
 
@@ -44,7 +54,53 @@ def _sharded_step(shape: Shape, name: str) -> Callable[[Batches, int], None]:
     return step
 
 
-def _torch_step(shape: Shape) -> Callable[[Batches, int], None]:
+def _our_step(shape: Shape, name: str) -> Callable[[Batches, int], None]:
+    """Returns a step of ours, with all that the trainer does for the method.
+
+    That is the dense optimizer of what combines look-ups, hooks, and in a phase that searches
+    also the step that the hook takes on another batch.
+    """
+    model = build(shape, name)
+    embeddings = model.module.embeddings
+    built = Built(
+        policy=Policy(default=Rule(method=Full())),
+        embeddings=embeddings,
+        model=model,
+        optimizers=Optimizers(model, embeddings, TrainConfig()),
+        device=CPU,
+        job=Job(data=DataConfig(path="")),
+    )
+    embeddings.bind_hooks(built.live)
+    gradient = _gradient(shape)
+    searches = name.endswith("search")
+
+    def loss(features: KeyedJaggedTensor) -> Tensor:
+        return (model(features) * gradient).sum()
+
+    def step(batches: Batches, number: int) -> None:
+        built.optimizers.zero_grad()
+        features = batches.keyed(number)
+        model(features).backward(gradient)
+        built.optimizers.step(tables_only=searches)
+        for hook in embeddings.hooks():
+            if searches:
+                valid = batches.keyed(number + 1)
+                embeddings.frozen = True
+                hook.search(
+                    SearchStep(
+                        train=features,
+                        valid=valid,
+                        train_loss=lambda: loss(features),
+                        valid_loss=lambda: loss(valid),
+                    )
+                )
+                embeddings.frozen = False
+            hook.on_step(min(1.0, number / _PHASE_STEPS))
+
+    return step
+
+
+def _torch_step(shape: Shape, _name: str) -> Callable[[Batches, int], None]:
     """Returns a step of plain torch: `nn.EmbeddingBag(sparse=True)` and Adagrad for each table."""
     bags = nn.ModuleList(
         nn.EmbeddingBag(shape.rows_per_table, shape.dim, mode="sum", sparse=True)

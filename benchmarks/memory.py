@@ -13,12 +13,13 @@ FULL = "full"
 def measure(case: Case) -> Figures:
     """Returns bytes: "rss" at its peak, "before" (libraries alone), "tables" and "optimizer".
 
-    The case's name is the budget, like "0.1x", or "full".
+    The case's name is the method and its budget, like "unified 0.1x", or "full".
     """
     before = peak_rss_bytes()
     embedding = EmbeddingConfig(dim=case.shape.dim)
     if case.name != FULL:
-        embedding = EmbeddingConfig(method="unified", dim=case.shape.dim, budget=case.name)
+        method, budget = case.name.split()
+        embedding = EmbeddingConfig(method=method, dim=case.shape.dim, budget=budget)
     with tempfile.TemporaryDirectory() as output:
         job = Job(
             data=DataConfig(path=case.data, buffer_rows=8 * case.shape.batch),

@@ -20,6 +20,25 @@ QUICK = Shape(
     features=4, rows=40_000, dim=8, batch=256, dense=2, warmup=1, steps=2, examples=10_000
 )
 REPEATS = 3
+METHODS = (
+    "hash",
+    "double_hash",
+    "quotient_remainder",
+    "unified",
+    "mixed_dim",
+    "low_rank",
+    "dynamic_sparse",
+    "dnis",
+    "dnis search",
+)
+BUDGETS = (
+    "unified 0.5x",
+    "unified 0.1x",
+    "unified 0.01x",
+    "hash 0.1x",
+    "quotient_remainder 0.1x",
+    "dynamic_sparse 0.1x",
+)
 
 
 def cases(group: str, shape: Shape, data: str) -> list[Case]:
@@ -32,12 +51,11 @@ def cases(group: str, shape: Shape, data: str) -> list[Case]:
             ("torch", True),
             ("full", False),
             ("full", True),
-            ("hash", True),
-            ("unified", True),
+            *((name, True) for name in METHODS),
         ],
         "step": [("stock", False), ("stock", True), ("full", True), ("unified", True)],
         "reading": [("reader", True), ("train", True)],
-        "memory": [("full", True), ("0.5x", True), ("0.1x", True), ("0.01x", True)],
+        "memory": [("full", True), *((name, True) for name in BUDGETS)],
     }
     return [
         Case(group=group, name=name, tuned=tuned, shape=shape, data=data)

@@ -21,18 +21,19 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from benchmarks.case import Shape
 from recsys_compress.compress import (
     CompressedEmbeddingBagCollection,
-    Method,
     Policy,
     Rule,
     TableOptions,
+    method_class,
 )
+from recsys_compress.compress.lowering import FP32_BYTES
 from recsys_compress.compress.methods.full import Full
-from recsys_compress.compress.methods.hash import Hash
-from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.train.shard import process_group, shard
 
 OPTIONS = TableOptions(learning_rate=0.02)
 SHARE = 0.1  # of the full tables' bytes, for methods that compress
+# Rows of 4 values are the narrowest that the fused kernel has, a quarter of width 16.
+LEAST = {"low_rank": 0.26, "mixed_dim": 0.26}
 CPU = torch.device("cpu")
 
 
@@ -60,6 +61,7 @@ class Holder(nn.Module):
     def __init__(self, embeddings: nn.Module) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.scale = nn.Parameter(torch.ones(()))  # an optimizer wants a parameter
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Returns the (B, F x D) vectors."""
@@ -103,16 +105,28 @@ def shard_stock(model: nn.Module, embeddings: EmbeddingBagCollection) -> Distrib
     )
 
 
+def policy(shape: Shape, name: str) -> Policy:
+    """Returns the policy that gives every table the method `name`, at `SHARE` of the bytes.
+
+    "full" keeps all bytes, "dnis search" is the phase of `dnis` that searches, and a method that
+    has no size so small takes the least it can (see `LEAST`).
+    """
+    if name == "full":
+        return Policy(default=Rule(method=Full(), options=OPTIONS), min_rows=0)
+    method = method_class(name.split()[0])()
+    unfitted = Policy(default=Rule(method=method, options=OPTIONS), min_rows=0)
+    tables = configs(shape)
+    share = LEAST.get(name, SHARE)
+    fitted = unfitted.fit(tables, int(shape.rows * shape.dim * FP32_BYTES * share))
+    phases = {phase.name: phase.policy for phase in fitted.phases()}
+    return phases["search"] if name.endswith("search") else fitted
+
+
 def ours(shape: Shape, name: str) -> CompressedEmbeddingBagCollection:
-    """Returns our collection with every table under the method `name`."""
-    methods: dict[str, Method] = {
-        "full": Full(),
-        "hash": Hash(share=SHARE),
-        "unified": Unified(num_embeddings=int(shape.rows * SHARE) * 2, num_probes=2),
-    }
-    policy = Policy(default=Rule(method=methods[name], options=OPTIONS), min_rows=0)
+    """Returns our collection under `policy`."""
+    torch.manual_seed(0)
     return CompressedEmbeddingBagCollection(
-        tables=configs(shape), policy=policy, fused_device=torch.device("meta")
+        tables=configs(shape), policy=policy(shape, name), fused_device=torch.device("meta")
     )
 
 

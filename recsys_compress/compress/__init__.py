@@ -5,6 +5,11 @@ from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, T
 from recsys_compress.compress.method import Method, method_class, method_classes
 from recsys_compress.compress.policy import Policy, Rule
 from recsys_compress.compress.size import SizeReport
+from recsys_compress.compress.storage import (
+    QuantizedEmbeddingBagCollection,
+    StoragePlan,
+    quantize,
+)
 
 __all__ = [
     "CompressedEmbeddingBagCollection",
@@ -13,9 +18,12 @@ __all__ = [
     "Method",
     "PhysicalTable",
     "Policy",
+    "QuantizedEmbeddingBagCollection",
     "Rule",
     "SizeReport",
+    "StoragePlan",
     "TableOptions",
     "method_class",
     "method_classes",
+    "quantize",
 ]

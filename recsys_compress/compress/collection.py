@@ -162,6 +162,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
         """Whether bags come with a weight for each id."""
         return self._is_weighted
 
+    def merged_tables(self) -> list[MergedTable]:
+        """Returns the tables there are, fused ones first."""
+        return self._tables
+
     def table_options(self) -> dict[str, TableOptions]:
         """Returns how each table parameter is trained, by its name within the collection."""
         return {table.parameter: table.options for table in self._tables}
@@ -399,6 +403,11 @@ class Output(nn.Module):
         self.configs = [
             dataclasses.replace(t, embedding_dim=widths[t.feature_names[0]]) for t in tables
         ]
+
+    def expect_widths(self, widths: Mapping[str, int]) -> None:
+        """Takes look-ups' vectors of these widths from now on, padding included, by look-up."""
+        for lookup, width in widths.items():
+            self._dims[lookup] = (self._dims[lookup][0], width)
 
     def forward(
         self, pooled: Sequence[tuple[list[str], Tensor]], features: KeyedJaggedTensor

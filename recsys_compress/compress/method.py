@@ -73,6 +73,23 @@ class Values:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How much each part of each table keeps, for a heat map.
+
+    Attributes:
+        rows: by table, a figure for each of its parts.
+        most: the greatest figure there can be.
+        label: what the figures are, like "dims kept".
+        columns: what the parts are, like "block, the most frequent ids first".
+    """
+
+    rows: dict[str, list[float]]
+    most: float
+    label: str
+    columns: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
     """A way to store embedding tables in fewer bytes: a frozen dataclass of its knobs.
 
@@ -138,6 +155,11 @@ class Method(abc.ABC):
         raise UserError(
             f"method {method_name(self)!r} cannot take over trained tables; train it from scratch"
         )
+
+
+    def kept_parts(self, tables: Sequence[EmbeddingBagConfig]) -> Kept | None:  # noqa: ARG002
+        """Returns what the method found worth keeping; None where it does not choose by part."""
+        return None
 
 
 CLOSE = 0.95  # least share of a budget that a fitted method takes

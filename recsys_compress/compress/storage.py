@@ -49,7 +49,7 @@ class StoragePlan:
             UserError: a table has no type, or one that a finer type matches in bytes; or the plan
                 names a table that does not exist.
         """
-        tables = {table.name: table for table in collection._tables}
+        tables = {table.name: table for table in collection.merged_tables()}
         if isinstance(self.types, str):
             return {n: smallest_type(self.types, t.used_dim) for n, t in tables.items()}
         for name in self.types:
@@ -69,7 +69,7 @@ class StoragePlan:
         report, types = collection.size_report(), self.resolve(collection)
         return report.unquantized_bytes + sum(
             table.num_embeddings * row_bytes(types[table.name], table.used_dim)
-            for table in collection._tables
+            for table in collection.merged_tables()
         )
 
 
@@ -91,15 +91,18 @@ class QuantizedEmbeddingBagCollection(nn.Module):
         super().__init__()
         types = plan.resolve(collection)
         self.tables = nn.ModuleDict(
-            {table.name: StoredTable(table, types[table.name]) for table in collection._tables}
+            {
+                table.name: StoredTable(table, types[table.name])
+                for table in collection.merged_tables()
+            }
         )
         # Copies: training on must not change what is served.
         self.ids = copy.deepcopy(collection.ids).cpu()
         self.output = copy.deepcopy(collection.output).cpu().requires_grad_(False)
-        self._lookups = [list(table.lookups) for table in collection._tables]
-        for table in collection._tables:
-            widths = (table.used_dim, given_width(table.used_dim, types[table.name]))
-            self.output._dims |= dict.fromkeys(table.lookups, widths)
+        self._lookups = [list(table.lookups) for table in collection.merged_tables()]
+        for table in collection.merged_tables():
+            width = given_width(table.used_dim, types[table.name])
+            self.output.expect_widths(dict.fromkeys(table.lookups, width))
         self._configs = collection.embedding_bag_configs()
         self._is_weighted = collection.is_weighted()
 
@@ -201,10 +204,10 @@ def quantize(
         weights = collection.state_dict()
     served = QuantizedEmbeddingBagCollection(collection, plan)
     wanted = {name for name in served.state_dict() if not name.startswith("tables.")}
-    wanted |= {table.parameter for table in collection._tables}
+    wanted |= {table.parameter for table in collection.merged_tables()}
     if missing := sorted(wanted - set(weights)):
         raise ValueError(f"weights lack {missing[0]!r}; pass the collection's whole state dict")
-    for table in collection._tables:
+    for table in collection.merged_tables():
         cast("StoredTable", served.tables[table.name]).store(weights[table.parameter])
     rest = {name: weights[name] for name in wanted if name in served.state_dict()}
     served.load_state_dict(rest, strict=False)

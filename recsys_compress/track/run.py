@@ -21,6 +21,7 @@ from recsys_compress.config import Job, dump_job
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
 from recsys_compress.track import plots
+from recsys_compress.track.heatmap import heat_map
 from recsys_compress.track.uri import (
     alone,
     artifact_location,
@@ -239,6 +240,10 @@ def _draw(result: RunResult) -> Iterator[Path]:
         yield plots.learning_curve(result.history, result.best_step, path)
     if result.calibration:
         yield plots.calibration(result.calibration, result.folder / "calibration.png")
+    for number, part in enumerate(result.kept):
+        name = f"kept_{number}.png" if number else "kept.png"
+        kept, rest = part["rows"], {key: part[key] for key in ("most", "label", "columns")}
+        yield heat_map(kept, result.folder / name, **rest)
 
 
 def _public(job: Job) -> Job:

@@ -57,6 +57,7 @@ class RunResult:
         history: one entry per evaluation: "step", "epoch", "train_loss" and the validation figures.
         calibration: reliability curve on the test split: equal-mass bins with "predicted",
             "observed", "rows".
+        kept: what methods that choose by part keep of each table; see `Method.kept_parts`.
     """
 
     run_id: str
@@ -72,6 +73,7 @@ class RunResult:
     interrupted: bool = False
     history: list[Metrics] = field(default_factory=list)
     calibration: list[Metrics] = field(default_factory=list)
+    kept: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as plain data."""

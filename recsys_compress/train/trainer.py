@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys_compress.compress.collection import below
 from recsys_compress.compress.hook import SearchStep
+from recsys_compress.compress.method import Kept
 from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
 from recsys_compress.compress.size import SizeReport
 from recsys_compress.config import Job, load_job
@@ -246,6 +247,7 @@ class Trainer:
             interrupted=interrupted,
             history=progress.history,
             calibration=calibration,
+            kept=[dataclasses.asdict(part) for part in self._kept()],
         )
         write_text(self.folder / RESULT, to_json(result.to_json(), indent=2))
         for listener in self.listeners:
@@ -376,6 +378,13 @@ class Trainer:
             shuffle=training,
             buffer_rows=self.job.data.buffer_rows,
         )
+
+    def _kept(self) -> Iterator[Kept]:
+        """Yields what methods that choose by part keep."""
+        for assignment in self.built.policy.assign(self.tables):
+            part = assignment.rule.method.kept_parts(assignment.tables)
+            if part is not None:
+                yield part
 
     def _described(self) -> list[dict[str, Any]]:
         """Returns the policy of the last phase as plain data."""

@@ -144,7 +144,7 @@ def test_a_file_has_the_bytes_reported_and_gives_the_same_outputs(
 
 def test_types_differ_by_table_and_configs_stay() -> None:
     collection = make(MixedDim(alpha=1.0, base_dim=8))
-    widths = {t.name: t.used_dim for t in collection._tables}
+    widths = {t.name: t.used_dim for t in collection.merged_tables()}
     assert len(widths) > 1
     types = dict(zip(widths, ("int4", "bf16", "fp32", "fp16"), strict=False))
     assert StoragePlan(types=types).resolve(collection) == types

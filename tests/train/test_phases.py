@@ -1,0 +1,180 @@
+"""Methods that train in stages, and trained models that another method takes over."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recsys_compress.compress.size import DATA_TYPE_BITS
+from recsys_compress.compress.storage import StoragePlan
+from recsys_compress.config import EmbeddingConfig, Job
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.errors import UserError
+from recsys_compress.train.checkpoint import load_newest
+from recsys_compress.train.events import RunResult
+from recsys_compress.train.post import compress, load_run, store
+from recsys_compress.train.shard import process_group
+from recsys_compress.train.trainer import train
+from tests.train.jobs import Recorder, make_job
+
+STEPS = 32  # of an epoch
+PHASES = {"warm-up": 1, "search": 1, "retrain": 2}  # epochs
+
+
+def staged_job(dataset: PreparedDataset, folder: Path, optimizer: str) -> Job:
+    """Returns a job of `dnis`, whose tables train in three phases."""
+    embedding = EmbeddingConfig(
+        dim=8,
+        method="dnis",
+        budget="0.5x",
+        optimizer=optimizer,  # type: ignore[arg-type]
+        learning_rate=0.1 if optimizer != "adam" else 0.01,
+        methods={"dnis": {"warmup_epochs": 1, "search_epochs": 1, "num_blocks": 3}},
+    )
+    return dataclasses.replace(make_job(dataset, folder), embedding=embedding)
+
+
+@pytest.fixture(scope="module")
+def full_run(
+    synthetic_dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory
+) -> RunResult:
+    """A trained model with full tables."""
+    return train(make_job(synthetic_dataset, tmp_path_factory.mktemp("full"), "full"))
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_phases_follow_each_other_and_end_in_the_budget(
+    optimizer: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    result = train(staged_job(synthetic_dataset, tmp_path, optimizer), listeners=[recorder])
+    assert [entry["phase"] for entry in result.history] == [0, 1, 2, 2]
+    assert result.steps == STEPS * sum(PHASES.values())
+    assert result.best_step > STEPS * 2  # only the last phase's weights are the result
+    assert result.test["auc"] > 0.8
+    # The bytes are known before the search, and are those of what is left after it.
+    assert recorder.start is not None
+    assert 0.95 * 0.5 <= recorder.start.bytes["tables"] / result.bytes["full"] <= 0.5
+    weights = load_file(result.folder / "model.safetensors")
+    tables = sum(t.nbytes for n, t in weights.items() if n.startswith("embeddings."))
+    assert tables == result.bytes["tables"]
+    assert 0.95 * 0.5 <= result.bytes["ratio"] ** -1 <= 0.5
+    size = json.loads((result.folder / "size.json").read_text())
+    assert size["total"]["tables"] == tables
+    with process_group():
+        built, _ = load_run(result.folder)  # the policy that was found is in the folder
+    assert built.embeddings.size_report().table_bytes == tables
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+@pytest.mark.parametrize("stop_at", [20, STEPS, 50, 2 * STEPS, 80])
+def test_a_run_interrupted_in_any_phase_resumes_to_the_same_weights(
+    optimizer: str,
+    stop_at: int,
+    synthetic_dataset: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recsys_compress.train.trainer.LOG_SECONDS", 0.0)
+    job = staged_job(synthetic_dataset, tmp_path, optimizer)
+    whole = train(job)
+    stopped = train(job, listeners=[Recorder(stop_at=stop_at)])
+    assert stopped.interrupted
+    resumed = train(None, resume=stopped.folder)
+    assert resumed.test == whole.test
+    assert [h["auc"] for h in resumed.history] == [h["auc"] for h in whole.history]
+    expected = load_newest(whole.folder / "checkpoints").tensors
+    found = load_newest(resumed.folder / "checkpoints").tensors
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+@pytest.mark.parametrize("method", ["dnis", "dynamic_sparse", "low_rank", "full"])
+def test_a_trained_model_is_taken_over_whole_at_a_budget_of_all_bytes(
+    method: str, full_run: RunResult, tmp_path: Path
+) -> None:
+    sets = ["train.epochs=0", f"train.output={tmp_path}"]
+    job, start = compress(full_run.folder, method, "1.5x", sets)
+    result = train(job, start=start)
+    assert result.steps == 0
+    assert result.test["auc"] == pytest.approx(full_run.test["auc"], abs=1e-6)
+    assert result.test["logloss"] == pytest.approx(full_run.test["logloss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dnis", "dynamic_sparse"])
+def test_a_trained_models_tables_shrink_to_the_budget(
+    method: str, full_run: RunResult, tmp_path: Path
+) -> None:
+    sets = ["train.epochs=1", f"train.output={tmp_path}"]
+    job, start = compress(full_run.folder, method, "0.5x", sets)
+    result = train(job, start=start)
+    assert 0.95 * 0.5 <= result.bytes["tables"] / result.bytes["full"] <= 0.5
+    assert result.valid["auc"] >= result.history[0]["auc"]  # the first is before fine-tuning
+    assert result.history[0]["auc"] > 0.6
+
+
+def test_low_rank_shrinks_the_whole_model(full_run: RunResult, tmp_path: Path) -> None:
+    sets = ["train.epochs=1", f"train.output={tmp_path}"]
+    job, start = compress(full_run.folder, "low_rank", "0.7x", sets)
+    result = train(job, start=start)
+    assert result.bytes["model"] <= 0.7 * full_run.bytes["model"]
+    assert result.bytes["model"] >= 0.9 * 0.7 * full_run.bytes["model"]
+    assert result.valid["auc"] > full_run.valid["auc"] - 0.02
+    resumed = train(None, resume=result.folder)  # nothing is left to do
+    assert resumed.test == result.test
+    assert resumed.bytes == result.bytes
+
+
+def test_a_compressed_model_can_be_compressed_again(full_run: RunResult, tmp_path: Path) -> None:
+    sets = ["train.epochs=0", f"train.output={tmp_path}"]
+    job, start = compress(full_run.folder, "dnis", "0.8x", sets)
+    once = train(job, start=start)
+    job, start = compress(once.folder, "dynamic_sparse", "0.5x", sets)
+    twice = train(job, start=start)
+    assert twice.bytes["tables"] < once.bytes["tables"]
+
+
+@pytest.mark.parametrize("data_type", DATA_TYPE_BITS)
+def test_a_run_is_stored_in_another_type(data_type: str, full_run: RunResult) -> None:
+    found = store(full_run.folder, StoragePlan(types=data_type))  # type: ignore[arg-type]
+    least = {"int2": 0.1, "int4": 0.01}.get(data_type, 0.001)
+    assert found.test["auc"] == pytest.approx(full_run.test["auc"], abs=least)
+    assert found.before == full_run.test
+    files = list(full_run.folder.glob("tables-*.safetensors"))
+    stored = [sum(t.nbytes for t in load_file(path).values()) for path in files]
+    assert found.bytes["tables"] in stored
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "message"),
+    [
+        ("hash", "0.5x", "'hash' cannot take over trained tables"),
+        ("dynamic_sparse", "0.001x", "out of reach"),
+        ("nonsense", "0.5x", "is unknown"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_one_clear_error(
+    method: str, budget: str, message: str, full_run: RunResult
+) -> None:
+    with pytest.raises(UserError, match=message):
+        compress(full_run.folder, method, budget)
+
+
+def test_a_damaged_run_is_refused(full_run: RunResult, tmp_path: Path) -> None:
+    for name in ("job.toml", "lowering.json"):
+        (tmp_path / name).write_bytes((full_run.folder / name).read_bytes())
+    with pytest.raises(UserError, match=r"model\.safetensors: cannot be read"):
+        compress(tmp_path, "low_rank", "0.5x")
+    (tmp_path / "lowering.json").write_text("[{}]")
+    with pytest.raises(UserError, match=r"lowering\.json: cannot be read"):
+        compress(tmp_path, "low_rank", "0.5x")
+
+
+def test_training_from_scratch_needs_an_epoch(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"train\.epochs = 0"):
+        train(make_job(synthetic_dataset, tmp_path, epochs=0))
