@@ -45,14 +45,17 @@ class Bitmap(nn.Module):
     def fill(self, words: Tensor) -> None:
         """Overwrites the mask in place, and counts anew."""
         self.words.copy_(words)
-        ones = popcount(self.words).view(-1, _WORDS)
-        totals = ones.sum(1).cumsum_(0)
-        if len(totals) and int(totals[-1]) > MAX_ONES:
-            raise ValueError(f"{int(totals[-1])} ones are more than {MAX_ONES}")
-        self.counts.zero_()
-        self.counts[1:] = totals[:-1] << 32
-        for word in range(1, _WORDS):
-            self.counts |= ones[:, :word].sum(1) << (8 * word)
+        total = 0
+        for part in chunks(self.words):
+            ones = popcount(self.words[part]).view(-1, _WORDS)
+            sums = ones.sum(1).cumsum_(0)
+            entries = (sums - ones.sum(1) + total) << 32
+            for word in range(1, _WORDS):
+                entries |= ones[:, :word].sum(1) << (8 * word)
+            self.counts[part.start // _WORDS : part.stop // _WORDS] = entries
+            total += int(sums[-1])
+        if total > MAX_ONES:
+            raise ValueError(f"{total} ones are more than {MAX_ONES}")
 
     def read(self, positions: Tensor, width: int) -> Tensor:
         """Returns words whose lowest `width` bits are those from each position on.
@@ -125,20 +128,24 @@ def draw(words: Tensor, first: int, last: int, count: int, generator: torch.Gene
         count: at most their zeros.
         generator: on the CPU.
     """
+    words = words.cpu()
     zeros = sum(int(_free(words, part, first, last).sum()) for part in chunks(words))
-    drawn = torch.zeros(len(words), dtype=torch.int64)
+    drawn, missing = torch.zeros_like(words), count
     for part in chunks(words):
         free = _free(words, part, first, last)
         free &= torch.rand(len(free), generator=generator) < count / max(zeros, 1)
         drawn[part] = pack(free)
-    missing = count - int(popcount(drawn).sum())
-    taken = words.cpu() | drawn
-    source, available = (
-        (drawn, count - missing) if missing < 0 else (~taken, zeros - count + missing)
-    )
+        missing -= int(free.sum())
+
+    def accept(at: Tensor) -> Tensor:
+        word = at >> 6
+        set_ = drawn[word] if missing < 0 else ~(drawn[word] | words[word])
+        return (set_ >> (at & 63) & 1).bool()
+
+    available = count - missing if missing < 0 else zeros - count + missing
     found = _distinct(
         lambda n: torch.randint(first, last, (n,), generator=generator),
-        lambda at: (source[at >> 6] >> (at & 63) & 1).bool(),
+        accept,
         abs(missing),
         max(available, 1) / max(last - first, 1),
         generator,

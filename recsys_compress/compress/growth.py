@@ -49,18 +49,24 @@ class Schedule:
 class Gradients:
     """Gradients of the vectors looked up, summed by id over several steps.
 
-    A single batch has gradients of its own ids only. Nothing here is as long as the tables.
+    A single batch has gradients of its own ids only. Where more ids are seen than are to be kept,
+    those go whose sums are least; so memory is bounded, whatever the number of ids.
 
     Args:
         layout: of the tables.
+        most: ids to keep.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, most: int) -> None:
         self._layout = layout
-        dim = layout.width * layout.block
-        self.parts: list[tuple[Tensor, Tensor]] = [
-            (torch.empty(0, dtype=torch.int64), torch.empty(0, dim))
-        ]
+        self._most = most
+        self.parts: list[tuple[Tensor, Tensor]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all sums."""
+        dim = self._layout.width * self._layout.block
+        self.parts = [(torch.empty(0, dtype=torch.int64), torch.empty(0, dim))]
 
     def add(self, features: KeyedJaggedTensor, vectors: list[Tensor]) -> None:
         """Adds what one backward pass says.
@@ -83,14 +89,21 @@ class Gradients:
         per_key = features.length_per_key()
         ids = per_value(self._layout.first_ids, per_key, rows.device).add_(features.values())
         self.parts.append(_summed(ids, rows))
-        if len(self.parts) > 2 and sum(len(i) for i, _ in self.parts[1:]) > len(self.parts[0][0]):
+        pending = sum(len(ids) for ids, _ in self.parts[1:])
+        if 2 * pending > len(self.parts[0][0]):
             self.merge()
 
     def merge(self) -> tuple[Tensor, Tensor]:
         """Returns the (U,) numbers of the ids seen, rising, and their (U, D) sums."""
-        ids, sums = zip(*self.parts, strict=True)
-        self.parts = [_summed(torch.cat(ids), torch.cat(sums))]
-        return self.parts[0]
+        ids, numbers = torch.unique(torch.cat([i for i, _ in self.parts]), return_inverse=True)
+        sums = self.parts[0][1].new_zeros(len(ids), self.parts[0][1].shape[1])
+        for part in numbers.split([len(i) for i, _ in self.parts]):
+            sums.index_add_(0, part, self.parts.pop(0)[1])
+        if len(ids) > self._most:
+            kept = smallest(-torch.linalg.vector_norm(sums, dim=1).cpu(), self._most)
+            ids, sums = ids[kept], sums[kept]
+        self.parts = [(ids, sums)]
+        return ids, sums
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Returns the (N,) blocks with a gradient, rising, and its (N,) norms."""
@@ -119,6 +132,7 @@ class Growing(Hook):
         spans: bits within which the number of blocks is kept.
         table: the pool's name.
         seed: of random growth.
+        most_ids: whose gradients are kept.
     """
 
     def __init__(
@@ -131,6 +145,7 @@ class Growing(Hook):
         spans: Sequence[tuple[int, int]],
         table: str,
         seed: int,
+        most_ids: int,
     ) -> None:
         self._layout = layout
         self._index = index
@@ -140,7 +155,7 @@ class Growing(Hook):
         self._table = table
         self._seed = seed
         self._live: Callable[[str], LiveTable] | None = None
-        self._gradients = Gradients(layout)
+        self._gradients = Gradients(layout, most_ids)
         self._steps = 0
         self._progress = 0.0
 
@@ -174,7 +189,7 @@ class Growing(Hook):
             return
         if progress <= self._schedule.stop:
             self._update(self._schedule.ratio_at(progress))
-        self._gradients = Gradients(self._layout)
+        self._gradients.clear()
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the step, and what of the window has been summed."""
@@ -198,6 +213,7 @@ class Growing(Hook):
     def _update(self, ratio: float) -> None:
         if self._live is None:
             raise RuntimeError(f"nothing was bound to the hook of table {self._table!r}")
+        self._gradients.merge()  # before other memory is taken
         live = self._live(self._table)
         norms = torch.linalg.vector_norm(live.weight[:, : self._layout.block], dim=1)
         new = self._moved(norms.cpu(), ratio)
@@ -263,13 +279,14 @@ def _summed(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _without(words: Tensor, dropped: Tensor) -> Tensor:
     """Returns the words of a mask without those of its ones that are dropped."""
+    words, left = words.cpu(), (~dropped).numpy()
     kept, row = torch.zeros_like(words), 0
     for part in chunks(words):
-        bits = unpack(words[part])
-        ones = bits.nonzero().squeeze(1)
-        bits[ones[dropped[row : row + len(ones)]]] = False
-        kept[part] = pack(bits)
-        row += len(ones)
+        stored = unpack(words[part]).numpy()  # whose indexing by booleans is the faster one
+        bits, count = np.zeros_like(stored), int(stored.sum())
+        bits[stored] = left[row : row + count]
+        kept[part] = pack(torch.from_numpy(bits))
+        row += count
     return kept
 
 
@@ -277,10 +294,10 @@ def _changes(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
     """Returns which ones of the old mask stay, and which of the new one were not there."""
     stays, fresh = [], []
     for part in chunks(old):
-        before, after = unpack(old[part]), unpack(new[part])
+        before, after = unpack(old[part]).numpy(), unpack(new[part]).numpy()
         stays.append(after[before])
         fresh.append(~before[after])
-    return torch.cat(stays), torch.cat(fresh)
+    return torch.from_numpy(np.concatenate(stays)), torch.from_numpy(np.concatenate(fresh))
 
 
 def _relocate(tensor: Tensor, stays: Tensor, fresh: Tensor) -> None:

@@ -363,6 +363,7 @@ def make_hook(
         spans=spans or [(0, total)],
         table="pool",
         seed=0,
+        most_ids=1000,
     )
     return hook, index, pool, layout
 
@@ -454,7 +455,7 @@ def test_gradients_are_summed_over_the_window(weighted: bool, pooling: PoolingTy
 
 def test_merging_early_changes_no_sum() -> None:
     _, _, _, layout = make_hook(50, 5)
-    gradients = Gradients(layout)
+    gradients = Gradients(layout, 1000)
     generator = torch.Generator().manual_seed(0)
     expected = torch.zeros(50, 2)
     for _ in range(20):
@@ -467,6 +468,16 @@ def test_merging_early_changes_no_sum() -> None:
     blocks, norms = gradients.norms()
     assert torch.equal(blocks, expected.any(1).nonzero().flatten())
     assert torch.allclose(norms, expected.norm(dim=1)[blocks], atol=1e-5)
+
+
+def test_of_too_many_ids_those_of_greatest_sums_are_kept() -> None:
+    _, _, _, layout = make_hook(50, 5)
+    gradients = Gradients(layout, 10)
+    sums = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    gradients.parts.append((torch.arange(50), sums))
+    ids, found = gradients.merge()
+    assert torch.equal(ids, sums.norm(dim=1).topk(10).indices.sort().values)
+    assert torch.equal(found, sums[ids])
 
 
 def test_the_ratio_falls_along_half_a_cosine() -> None:

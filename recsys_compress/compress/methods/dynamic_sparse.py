@@ -30,6 +30,7 @@ from recsys_compress.errors import UserError
 
 NAME = "dynamic_sparse"
 POOL = "blocks"
+_FEW_IDS = 1 << 17
 
 
 @register(NAME)
@@ -156,6 +157,8 @@ class DynamicSparse(Method):
             spans=spans,
             table=POOL,
             seed=self.seed,
+            # So their sums take at most a quarter of what the pool does, or little anyway.
+            most_ids=max(_FEW_IDS, self._count(layout) // (4 * layout.width)),
         )
 
     def _layout(self, tables: Sequence[EmbeddingBagConfig]) -> Layout:
