@@ -48,11 +48,15 @@ class Trained:
         moments: from a logical table's name to the moments of its vectors over the training split,
             each as often as it is looked up.
         layers: the model's layers that a method with `whole_model` may factorize.
+        losses: from a logical table's name to (D + 1,) what is lost where its vectors are cut to
+            their first 0, 1, ..., D principal components, in the unit of `layers`; None where it
+            was not measured.
     """
 
     vectors: Callable[[str], Tensor]
     moments: Callable[[str], Moments]
     layers: tuple["Item", ...] = ()
+    losses: Callable[[str], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,6 @@ class Method(abc.ABC):
         raise UserError(
             f"method {method_name(self)!r} cannot take over trained tables; train it from scratch"
         )
-
 
     def kept_parts(self, tables: Sequence[EmbeddingBagConfig]) -> Kept | None:  # noqa: ARG002
         """Returns what the method found worth keeping; None where it does not choose by part."""

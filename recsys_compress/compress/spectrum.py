@@ -61,6 +61,12 @@ class Spectrum:
         from_last = self.eigenvalues.flip(0).cumsum(0).flip(0)
         return torch.cat([from_last, from_last.new_zeros(1)])
 
+    def lost_share(self, unit: float | None = None) -> Tensor:
+        """Returns `lost` by a unit, the whole variance unless given; zeros where that is zero."""
+        lost = self.lost()
+        unit = float(lost[0]) if unit is None else unit
+        return lost / (unit or 1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -79,46 +85,48 @@ class Item:
     losses: tuple[float, ...]
 
     @staticmethod
-    def of(
-        name: str, steps: Sequence[tuple[int, int]], spectrum: Spectrum, *, unit: float
-    ) -> "Item":
-        """Returns what loses variance of its outputs.
+    def of(name: str, steps: Sequence[tuple[int, int]], lost: Tensor) -> "Item":
+        """Returns an item.
 
         Args:
             name: its name.
             steps: its ranks with their bytes, rising.
-            spectrum: of its outputs.
-            unit: the variance that counts as a loss of 1.
+            lost: (D + 1,) what is lost at rank 0, 1, ..., D.
         """
-        lost = (spectrum.lost() / (unit or 1.0)).tolist()
+        losses = lost.tolist()
         return Item(
             name=name,
             ranks=tuple(rank for rank, _ in steps),
             sizes=tuple(size for _, size in steps),
-            losses=tuple(lost[rank] for rank, _ in steps),
+            losses=tuple(losses[rank] for rank, _ in steps),
         )
 
 
 def layer_item(
-    name: str, layer: nn.Linear, spectrum: Spectrum, *, activation: bool = False
+    name: str,
+    layer: nn.Linear,
+    spectrum: Spectrum,
+    *,
+    activation: bool = False,
+    lost: Tensor | None = None,
 ) -> Item:
     """Returns a linear layer as an item: a product of k (in + out) weights, or in * out.
 
     Only ranks that make the layer smaller are offered; the last, `layer.out_features`, means whole.
-    The unit of loss is the variance of the layer's outputs: layers have no common scale.
 
     Args:
         name: of the layer.
         layer: the layer.
         spectrum: of its outputs.
         activation: whether there is one between the two factors, and so one bias more.
+        lost: (out + 1,) what is lost at each rank; None for the share of its outputs' variance.
     """
     width, biases = layer.in_features + layer.out_features, layer.out_features
     whole = layer.weight.numel() + (0 if layer.bias is None else biases)
     values = [rank * (width + activation) + biases for rank in range(1, layer.out_features)]
     steps = [(k, v) for k, v in enumerate(values, 1) if v < whole] + [(layer.out_features, whole)]
     steps = [(rank, values * FP32_BYTES) for rank, values in steps]
-    return Item.of(name, steps, spectrum, unit=float(spectrum.eigenvalues.sum()))
+    return Item.of(name, steps, spectrum.lost_share() if lost is None else lost)
 
 
 def choose_ranks(items: Sequence[Item], budget_bytes: int) -> list[int]:

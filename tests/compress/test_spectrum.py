@@ -52,7 +52,7 @@ def test_what_is_lost_is_the_squared_error(rank: int) -> None:
 def test_outputs_that_never_differ_lose_nothing() -> None:
     for spectrum in (Spectrum.of(Moments.zeros(3)), spectrum_of(torch.full((99, 3), 0.1))):
         assert spectrum.lost().tolist() == [0, 0, 0, 0]
-        item = Item.of("t", [(1, 10), (3, 20)], spectrum, unit=0.0)
+        item = Item.of("t", [(1, 10), (3, 20)], spectrum.lost_share())
         assert item.losses == (0, 0)
 
 

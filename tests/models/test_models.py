@@ -28,6 +28,9 @@ SMALL = {
     "dcnv2": ModelConfig(name="dcnv2", dcnv2=DCNv2Config(hidden=(8, 4))),
     "dcnv2-stacked": ModelConfig(name="dcnv2", dcnv2=DCNv2Config(structure="stacked", hidden=(8,))),
     "dcnv2-cross": ModelConfig(name="dcnv2", dcnv2=DCNv2Config(hidden=())),
+    "dcnv2-low-rank": ModelConfig(
+        name="dcnv2", dcnv2=DCNv2Config(hidden=(8, 4)), ranks={"cross.1": 3, "deep.0": 4}
+    ),
     "dlrm": ModelConfig(name="dlrm", dlrm=DLRMConfig(bottom=(8,), top=(8, 4))),
     "dlrm-plain": ModelConfig(name="dlrm", dlrm=DLRMConfig(bottom=(), top=())),
     "deepfm": ModelConfig(name="deepfm", deepfm=DeepFMConfig(hidden=(8, 4))),

@@ -4,7 +4,7 @@ Source: Guo et al., "Unified Low-rank Compression Framework for Click-through Ra
 2024, which takes trained tables over; the same form can be trained from scratch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -125,7 +125,8 @@ class LowRank(Method):
         spectra = {t.name: Spectrum.of(trained.moments(t.name)) for t in tables}
         method, layers = self, {}
         if self.rank is None and budget_bytes is not None:
-            items = table_items(tables, list(spectra.values()), options)
+            lost = trained.losses or _share_of_variance(spectra)
+            items = [Item.of(t.name, _steps(t, options), lost(t.name)) for t in tables]
             ranks = choose_ranks([*items, *trained.layers], budget_bytes)
             method = replace(self, rank=dict(zip(spectra, ranks, strict=False)))
             layers = {
@@ -136,26 +137,14 @@ class LowRank(Method):
         return method, replace(_mimic(method.lower(tables), trained, spectra), layers=layers)
 
 
-def table_items(
-    tables: Sequence[EmbeddingBagConfig], spectra: Sequence[Spectrum], options: TableOptions
-) -> list[Item]:
-    """Returns tables as items of a choice of ranks.
+def _share_of_variance(spectra: Mapping[str, Spectrum]) -> Callable[[str], Tensor]:
+    """Returns what tables lose at each rank, as long as nothing has measured what it does.
 
-    The vectors of all tables stand side by side in the model's input, so their errors are measured
-    in one unit: the mean variance of a table's vectors. A table whose vectors hardly differ then
-    takes few bytes, however even its spectrum; with a unit of its own it would take as many as
-    others. A table of mean variance counts as much as a layer.
-
-    Args:
-        tables: the logical tables.
-        spectra: (same length) of their vectors.
-        options: how the codes are stored.
+    The vectors of all tables stand side by side in the model's input, so the unit is one: the mean
+    variance of a table's vectors.
     """
-    unit = sum(float(spectrum.eigenvalues.sum()) for spectrum in spectra) / max(len(spectra), 1)
-    return [
-        Item.of(table.name, _steps(table, options), spectrum, unit=unit)
-        for table, spectrum in zip(tables, spectra, strict=True)
-    ]
+    unit = sum(float(spectrum.eigenvalues.sum()) for spectrum in spectra.values()) / len(spectra)
+    return lambda name: spectra[name].lost_share(unit)
 
 
 def _mimic(lowering: Lowering, trained: Trained, spectra: Mapping[str, Spectrum]) -> Values:
