@@ -90,8 +90,8 @@ def _our_step(shape: Shape, name: str) -> Callable[[Batches, int], None]:
                     SearchStep(
                         train=features,
                         valid=valid,
-                        train_loss=lambda: loss(features),
-                        valid_loss=lambda: loss(valid),
+                        train_loss=functools.partial(loss, features),
+                        valid_loss=functools.partial(loss, valid),
                     )
                 )
                 embeddings.frozen = False

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -12,22 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recsys_compress.config import (
-    DataConfig,
-    DCNv2Config,
-    EmbeddingConfig,
-    Job,
-    ModelConfig,
-    TrainConfig,
-)
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.train.build import build
 from recsys_compress.train.checkpoint import load_newest
-from recsys_compress.train.events import Metrics, RunResult, RunStart
+from recsys_compress.train.events import RunResult
 from recsys_compress.train.shard import full_tensors, process_group
 from recsys_compress.train.trainer import train
 from tests.train.jobs import EMBEDDINGS, Recorder, make_job
+
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_a_run_learns_and_reports(
