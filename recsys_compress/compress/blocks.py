@@ -111,8 +111,9 @@ class BlockIds(nn.Module):
             weights = weights.view(len(ids), 1, -1).expand_as(stored).reshape(-1)[found]
         lengths = stored.view(-1).to(features.lengths().dtype)
         offsets = torch.ops.fbgemm.asynchronous_complete_cumsum(lengths)
-        positions = (positions + steps).view(-1).index_select(0, found)
-        return self._lookups(positions, weights, lengths, offsets)
+        # The blocks of an id lie side by side, so one rank an id is enough.
+        rows = stored.cumsum(1).add_(self.index.rank(positions) - 1).view(-1)
+        return self._lookups(rows.index_select(0, found), weights, lengths, offsets)
 
     def _bags(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Returns the look-ups for bags of any length."""
@@ -126,15 +127,15 @@ class BlockIds(nn.Module):
         offsets = before[repeated.offsets().long()]
         lengths = offsets.diff().to(features.lengths().dtype)
         weights = None if weights is None else weights[stored]
-        return self._lookups(positions[stored], weights, lengths, offsets)
+        return self._lookups(self.index.rank(positions[stored]), weights, lengths, offsets)
 
     def _lookups(
-        self, positions: Tensor, weights: Tensor | None, lengths: Tensor, offsets: Tensor
+        self, rows: Tensor, weights: Tensor | None, lengths: Tensor, offsets: Tensor
     ) -> KeyedJaggedTensor:
         stride = len(lengths) // len(self.names)
         return KeyedJaggedTensor(
             keys=self.names,
-            values=self.index.rank(positions),
+            values=rows,
             weights=weights,
             lengths=lengths,
             offsets=offsets,

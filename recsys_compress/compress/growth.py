@@ -88,7 +88,7 @@ class Gradients:
             rows = rows * weights[:, None]
         per_key = features.length_per_key()
         ids = per_value(self._layout.first_ids, per_key, rows.device).add_(features.values())
-        self.parts.append(_summed(ids, rows))
+        self.parts.append((ids, rows))
         pending = sum(len(ids) for ids, _ in self.parts[1:])
         if 2 * pending > len(self.parts[0][0]):
             self.merge()
@@ -269,12 +269,6 @@ def smallest(values: Tensor, count: int) -> Tensor:
     equal = (values == bound).nonzero().squeeze(1)
     chosen[equal[: count - int(chosen.sum())]] = True
     return chosen
-
-
-def _summed(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the distinct ids, rising, and the sums of their rows."""
-    distinct, numbers = torch.unique(ids, return_inverse=True)
-    return distinct, rows.new_zeros(len(distinct), rows.shape[1]).index_add_(0, numbers, rows)
 
 
 def _without(words: Tensor, dropped: Tensor) -> Tensor:
