@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from recsys_compress.compress.hashing import constant_tensor
 
+_ROWS = 256  # whose products stay in the cache
+
 
 class Watched:
     """The vectors of a pass.
@@ -128,14 +130,16 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         vectors, factors = ctx.saved_tensors
         moved = torch.empty_like(vectors) if ctx.needs_input_grad[0] else None
-        learned = torch.empty_like(factors) if ctx.needs_input_grad[1] else None
+        learned = torch.zeros_like(factors) if ctx.needs_input_grad[1] else None
         start = 0
         for width in ctx.widths:
             columns, part = slice(start, start + width), gradient[:, :width]
             if moved is not None:
                 torch.mul(part, factors[columns], out=moved[:, columns])
             if learned is not None:
-                torch.sum(vectors[:, columns] * part, dim=0, out=learned[columns])
+                parts = torch.split(vectors[:, columns], _ROWS), torch.split(part, _ROWS)
+                for rows, own in zip(*parts, strict=True):
+                    learned[columns] += (rows * own).sum(dim=0)
             start += width
         return moved, learned, None
 

@@ -329,7 +329,10 @@ def test_kept_dims_are_reported_by_block() -> None:
     tables = make_tables()[:1]
     kept = {"user": (Block(ids=1500, dims=(0, 1, 2, 3)), Block(ids=3500, dims=()))}
     method = DNIS(kept=kept, num_blocks=2, growth=4.0)
-    assert method.kept_dims(tables) == {"user": [4.0, 4.0 * 500 / 4000]}
+    found = method.kept_parts(tables)
+    assert found.rows == {"user": [4.0, 4.0 * 500 / 4000]}
+    assert found.most == 12
+    assert DNIS(soft=True).kept_parts(tables) is None
 
 
 class Problem:

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from recsys_compress.compress.alpha import AlphaSearch
 from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.merge import MAX_ROWS
-from recsys_compress.compress.method import Method, Phase, Trained, Values, register
+from recsys_compress.compress.method import Kept, Method, Phase, Trained, Values, register
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.selection import Block, Scores, select
 from recsys_compress.compress.slices import Slice, placed, scaled
@@ -52,9 +52,9 @@ class DNIS(Method):
         default=None, metadata={"help": "most epochs of full tables at first; None for the job's"}
     )
     search_epochs: int = field(
-        default=2, metadata={"help": "most epochs of the search; 0 keeps dims evenly, unsearched"}
+        default=1, metadata={"help": "most epochs of the search; 0 keeps dims evenly, unsearched"}
     )
-    alpha_lr: float = field(default=0.01, metadata={"help": "step size of alpha"})
+    alpha_lr: float = field(default=0.003, metadata={"help": "step size of alpha"})
     l1: float = field(default=1e-5, metadata={"help": "pressure on alpha towards zero"})
     inner_lr: float = field(
         default=0.0,
@@ -187,16 +187,24 @@ class DNIS(Method):
                 first += block.ids
         return found
 
-    def kept_dims(self, tables: Sequence[EmbeddingBagConfig]) -> dict[str, list[float]]:
-        """Returns by table the mean number of dims that the ids of each block keep."""
-        found = {}
+    def kept_parts(self, tables: Sequence[EmbeddingBagConfig]) -> Kept | None:
+        """Returns the mean number of dims that the ids of each block keep."""
+        if self.kept is None:
+            return None
+        rows = {}
         for table in tables:
             blocks = self._kept(table)
             ids = torch.tensor([block.ids for block in blocks])
             dims = torch.tensor([float(len(block.dims)) for block in blocks])
+            # A block on the threshold is stored as two, so means are taken over ids.
             by_block = torch.split(dims.repeat_interleave(ids), self.blocks(table))
-            found[table.name] = [float(block.mean()) for block in by_block]
-        return found
+            rows[table.name] = [float(block.mean()) for block in by_block]
+        return Kept(
+            rows=rows,
+            most=max(int(table.embedding_dim) for table in tables),
+            label="dims kept",
+            columns="block, the most frequent ids first",
+        )
 
     def _scores(self, table: EmbeddingBagConfig, vectors: Tensor) -> list[Scores]:
         parts = torch.split(vectors, self.blocks(table))
