@@ -74,7 +74,7 @@ def test_overrides_are_toml_or_plain_text(path: Path) -> None:
     [
         ("train.epoch=3", "unknown key 'train.epoch'; did you mean 'epochs'"),
         ("trian.epochs=3", "unknown key 'trian'; did you mean 'train'"),
-        ("train.epochs=0", "train.epochs = 0: input should be greater than or equal to 1"),
+        ("train.epochs=-1", "train.epochs = -1: input should be greater than or equal to 0"),
         ("train.epochs=1.5", "train.epochs = 1.5: "),
         ("train.epochs=x", "train.epochs = 'x': input should be a valid integer"),
         ("train.learning_rate=nan", "train.learning_rate = nan: input should be a finite number"),

@@ -49,6 +49,7 @@ def hand_over(
     tables: Sequence[EmbeddingBagConfig],
     policy: Policy,
     layers: Sequence[Item] = (),
+    losses: Mapping[str, Tensor] | None = None,
 ) -> Start:
     """Returns what a model with tables under another policy begins with.
 
@@ -58,6 +59,7 @@ def hand_over(
         tables: the logical tables.
         policy: its methods adopt the trained tables.
         layers: that a method may factorize.
+        losses: by table, as for `Trained.losses`.
 
     Raises:
         UserError: a method cannot take over what another has trained.
@@ -70,8 +72,9 @@ def hand_over(
         embeddings.values(built.table_weights()),
         Trained(
             vectors=embeddings.vectors,
-            moments=functools.cache(lambda name: _moments(built, dataset, name)),
+            moments=functools.cache(lambda name: table_moments(built, dataset, name)),
             layers=tuple(layers),
+            losses=None if losses is None else losses.__getitem__,
         ),
     )
     return Start(
@@ -82,12 +85,12 @@ def hand_over(
     )
 
 
-def _moments(built: Built, dataset: PreparedDataset, table: str) -> Moments:
+def table_moments(built: Built, dataset: PreparedDataset, table: str) -> Moments:
     """Returns the moments of a table's vectors over the training split.
 
     The preparation has counted how often each id is looked up there, so no second pass is needed.
     """
     vectors = built.embeddings.vectors(table)
     moments = Moments.zeros(vectors.shape[1])
-    moments.add(vectors, torch.from_numpy(dataset.frequencies(table)))
+    moments.add(vectors, torch.tensor(dataset.frequencies(table)))
     return moments

@@ -75,7 +75,7 @@ class Optimizers:
         fused = self._fused.state_dict()["state"]
         if parameter in fused:
             return full_tensors(fused[parameter])
-        weight = self._model.get_parameter(parameter)
+        weight = dict(self._model.named_parameters())[parameter]
         states = [o.state[weight] for o in self._dense if weight in o.state]
         return dict(states[0]) if states else {}
 

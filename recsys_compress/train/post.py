@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recsys_compress.compress.damage import measure
 from recsys_compress.compress.method import method_class
 from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.policy import Policy, resolve
@@ -28,8 +30,11 @@ from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.folder import JOB, MODEL, TABLES, read_policy, read_result
-from recsys_compress.train.handover import Start, hand_over
+from recsys_compress.train.handover import Start, hand_over, table_moments
 from recsys_compress.train.shard import process_group
+
+# Training rows on which it is measured what cutting a table or layer would cost.
+_MEASURED_BATCH, _MEASURED_BATCHES = 8192, 16
 
 
 def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, PreparedDataset]:
@@ -86,14 +91,25 @@ def compress(
         tables = logical_tables(dataset.schema, embedding.dim)
         if budget is not None and method_class(method).whole_model:
             moments = layer_moments(built, dataset)
-            layers, policy = _whole_model(job, built, moments, budget)
-            start = hand_over(built, dataset, tables, policy, layers)
+            spectra = {name: Spectrum.of(found) for name, found in moments.items()}
+            spectra |= {t.name: Spectrum.of(table_moments(built, dataset, t.name)) for t in tables}
+            losses = _losses(built, dataset, spectra)
+            layers, policy = _whole_model(job, built, spectra, losses, budget)
+            start = hand_over(built, dataset, tables, policy, layers, losses)
             start = _factorized(start, built, moments)
+            # The ranks that were found say it all: the job trains the same form from scratch too.
+            knobs = dataclasses.asdict(start.policy.default.method)
+            found = {method: {k: v for k, v in knobs.items() if v is not None}}
+            embedding = dataclasses.replace(
+                embedding, budget=None, methods={**embedding.methods, **found}
+            )
         else:
             policy = resolve(embedding, tables)
             start = hand_over(built, dataset, tables, policy)
     ranks = {**job.model.ranks, **start.layers}
-    job = dataclasses.replace(job, model=dataclasses.replace(job.model, ranks=ranks))
+    job = dataclasses.replace(
+        job, embedding=embedding, model=dataclasses.replace(job.model, ranks=ranks)
+    )
     return job, dataclasses.replace(start, tags={"parent.folder": str(folder)})
 
 
@@ -170,18 +186,38 @@ def layer_moments(built: Built, dataset: PreparedDataset) -> dict[str, Moments]:
     return moments
 
 
+def _losses(
+    built: Built, dataset: PreparedDataset, spectra: Mapping[str, Spectrum]
+) -> dict[str, Tensor]:
+    """Returns what cutting each table and layer would cost in logloss, on some training rows."""
+    reader = Reader(dataset, "train", batch_size=_MEASURED_BATCH, seed=0, shuffle=True)
+    batches = (b.to(built.device) for b in itertools.islice(reader.epoch(0), _MEASURED_BATCHES))
+    model = built.model.module
+    return measure(
+        model,
+        model.embeddings,
+        candidates(model),
+        spectra,
+        ((batch.dense, batch.sparse) for batch in batches),
+    )
+
+
 def _count(moments: Moments, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
     moments.add(output.flatten(0, -2))
 
 
 def _whole_model(
-    job: Job, built: Built, moments: Mapping[str, Moments], budget: str | int
+    job: Job,
+    built: Built,
+    spectra: Mapping[str, Spectrum],
+    losses: Mapping[str, Tensor],
+    budget: str | int,
 ) -> tuple[list[Item], Policy]:
     """Returns the layers as items, and the policy with what is left for them and the tables."""
     layers = candidates(built.model.module)
     activation = job.model.between == "activation"
     items = [
-        layer_item(name, layer, Spectrum.of(moments[name]), activation=activation)
+        layer_item(name, layer, spectra[name], activation=activation, lost=losses[name])
         for name, layer in layers.items()
     ]
     weights = built.weights()

@@ -108,8 +108,9 @@ class Trainer:
         self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))
         self.progress = Progress()
         checkpoint = None if resume is None else load_newest(resume / "checkpoints")
-        policy = start.policy if start else resolve(job.embedding, self.tables)
-        if checkpoint is not None and resume is not None:
+        if checkpoint is None or resume is None:
+            policy = start.policy if start else resolve(job.embedding, self.tables)
+        else:  # what was found may be more than the job says
             policy = read_policy(resume)
             self.progress = Progress(**checkpoint.state)
         if start is None and job.train.epochs == 0:
