@@ -49,6 +49,14 @@ EMBEDDINGS = {
         learning_rate=0.1,
         methods={"dynamic_sparse": {"update_steps": 7, "window": 3}},
     ),
+    "dynamic_sparse-adam": EmbeddingConfig(
+        dim=6,
+        method="dynamic_sparse",
+        budget="0.5x",
+        optimizer="adam",
+        learning_rate=0.01,
+        methods={"dynamic_sparse": {"block": 2, "update_steps": 7, "window": 3}},
+    ),
 }
 
 
