@@ -28,13 +28,15 @@ class Phase:
         name: for people.
         method: what is lowered in this stage.
         epochs: most passes over the training split; None for the job's.
-        freeze_model: whether training steps move the tables alone.
+        rate: learning rates, as a share of the job's.
+        freeze_model: whether training steps move the tables alone; batch norm keeps its statistics.
         search: whether each training step is followed by one of the hook's own, `Hook.search`.
     """
 
     name: str
     method: "Method"
     epochs: int | None = None
+    rate: float = 1.0
     freeze_model: bool = False
     search: bool = False
 

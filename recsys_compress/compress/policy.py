@@ -51,6 +51,7 @@ class PolicyPhase:
     name: str
     policy: "Policy"
     epochs: int | None
+    rate: float
     freeze_model: bool
     search: bool
 
@@ -139,6 +140,7 @@ class Policy:
             PolicyPhase(
                 name=phase.name,
                 epochs=phase.epochs,
+                rate=phase.rate,
                 freeze_model=phase.freeze_model,
                 search=phase.search,
                 policy=self._with(

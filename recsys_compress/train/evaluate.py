@@ -8,7 +8,7 @@ from recsys_compress.train.metrics import BinaryMetrics
 
 
 def evaluate(model: nn.Module, reader: Reader, device: torch.device) -> BinaryMetrics:
-    """Returns the metrics of a model on all rows of a reader; the model is left in training mode.
+    """Returns the metrics of a model on all rows of a reader; the model is left in evaluation mode.
 
     Args:
         model: (dense (B, N), KeyedJaggedTensor) -> (B,) logits.
@@ -21,5 +21,4 @@ def evaluate(model: nn.Module, reader: Reader, device: torch.device) -> BinaryMe
         for batch in reader:
             batch = batch.to(device)
             metrics.update(model(batch.dense, batch.sparse), batch.labels, batch.weights)
-    model.train()
     return metrics

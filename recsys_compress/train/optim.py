@@ -36,6 +36,7 @@ class Optimizers:
         self._model = model
         self._fused = model.fused_optimizer
         self._schedule = config.schedule
+        self._factor = 1.0
         parameters = dict(model.named_parameters())
         fused = set(self._fused.params)
         tables = _dense_tables(model, embeddings)
@@ -79,12 +80,19 @@ class Optimizers:
         states = [o.state[weight] for o in self._dense if weight in o.state]
         return dict(states[0]) if states else {}
 
-    def schedule(self, progress: float) -> None:
-        """Sets learning rates for a point of training, from 0 at its start to 1 at its end."""
-        if self._schedule == "constant":
-            return
+    def schedule(self, progress: float, share: float = 1.0) -> None:
+        """Sets learning rates.
+
+        Args:
+            progress: point of training, from 0 at its start to 1 at its end.
+            share: of the rates set for all of training.
+        """
         left = 1.0 - progress
-        factor = left if self._schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
+        falls = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+        factor = falls[self._schedule] * share
+        if factor == self._factor:
+            return
+        self._factor = factor
         for optimizer, rates in zip((self._fused, *self._dense), self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor

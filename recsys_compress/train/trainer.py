@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from recsys_compress.compress.collection import below
@@ -215,6 +215,15 @@ class Trainer:
         self.total_steps = self.progress.phase_step + sum(self._phase_steps(p) for p in ahead)
         self._penalty = Penalty(self.job.embedding.l2, self.built.embeddings)
         self._search_batches = self._endless()
+        self._set_modes()
+
+    def _set_modes(self) -> None:
+        """Sets the model to training, batch norm only where the model is trained."""
+        self.built.model.train()
+        if self.phase.freeze_model:
+            for module in self.built.model.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
 
     def _endless(self) -> Iterator[Batch]:
         """Yields batches of the validation split for ever."""
@@ -223,7 +232,9 @@ class Trainer:
 
     def evaluate(self, split: Split) -> BinaryMetrics:
         """Returns the metrics of the current weights on a split."""
-        return evaluate(self.built.model, self._reader(split), self.built.device)
+        metrics = evaluate(self.built.model, self._reader(split), self.built.device)
+        self._set_modes()
+        return metrics
 
     def finish(self, interrupted: bool, started: float) -> RunResult:
         """Loads the best weights, reads test, writes the result and tells the listeners."""
@@ -258,7 +269,7 @@ class Trainer:
     def _step(self, batch: Batch) -> Tensor:
         built, done, steps = self.built, self._done(), self._phase_steps()
         batch = batch.to(built.device)
-        built.optimizers.schedule(done / steps)
+        built.optimizers.schedule(done / steps, self.phase.rate)
         built.optimizers.zero_grad()
         loss = self._loss(batch)
         torch.autograd.backward(self._penalty.added_to(loss))

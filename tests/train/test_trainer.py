@@ -95,7 +95,10 @@ def test_same_seed_same_weights_and_another_seed_others(
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
-@pytest.mark.parametrize("embedding", ["unified", "unified-adam", "adagrad", "low_rank-adam"])
+RESUMED = ("unified", "unified-adam", "adagrad", "low_rank-adam", "dynamic_sparse-adam")
+
+
+@pytest.mark.parametrize("embedding", RESUMED)
 @pytest.mark.parametrize("stop_at", [1, 45])
 def test_an_interrupted_run_resumes_to_the_same_weights(
     embedding: str,

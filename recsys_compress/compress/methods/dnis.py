@@ -54,6 +54,10 @@ class DNIS(Method):
     search_epochs: int = field(
         default=1, metadata={"help": "most epochs of the search; 0 keeps dims evenly, unsearched"}
     )
+    search_rate: float = field(
+        default=0.1,
+        metadata={"help": "learning rates of the tables in the search, as a share of the job's"},
+    )
     alpha_lr: float = field(default=0.003, metadata={"help": "step size of alpha"})
     l1: float = field(default=1e-5, metadata={"help": "pressure on alpha towards zero"})
     inner_lr: float = field(
@@ -70,6 +74,7 @@ class DNIS(Method):
             ("growth", self.growth, 1.0),
             ("dim_multiple", self.dim_multiple, 1),
             ("search_epochs", self.search_epochs, 0),
+            ("search_rate", self.search_rate, 0.0),
             ("alpha_lr", self.alpha_lr, 0.0),
             ("l1", self.l1, 0.0),
             ("inner_lr", self.inner_lr, 0.0),
@@ -88,6 +93,7 @@ class DNIS(Method):
                 name="search",
                 method=soft,
                 epochs=self.search_epochs,
+                rate=self.search_rate,
                 freeze_model=True,
                 search=True,
             ),
