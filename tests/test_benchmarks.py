@@ -150,7 +150,7 @@ def test_a_result_keeps_what_is_needed() -> None:
     record = Record.of(FULL, 1, result, "torch 2")
     assert record.figures["test.logloss"] == 0.123457
     assert record.figures["bytes.tables"] == 10
-    assert not {"test.rows", "bytes.ratio", "before.auc"} & record.figures.keys()
+    assert not {"test.rows", "bytes.ratio", "before.test.auc"} & record.figures.keys()
     stored = record.stored("int8", {"test": {"auc": 0.89}, "bytes": {"tables": 4}})
     assert stored.figures["int8.auc"] == 0.89
     assert stored.figures["test.auc"] == 0.9

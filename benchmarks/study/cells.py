@@ -78,6 +78,10 @@ def _knob(method: str, name: str, value: str) -> Settings:
     return ((f"embedding.methods.{method}.{name}", value),)
 
 
+# What magnitude pruning leaves stays where it is.
+_STAY = _knob("dynamic_sparse", "growth", "static")
+
+
 def _sparse(data: str, budget: str, growth: str, settings: Settings = ()) -> Cell:
     other = growth != "gradient"
     return Cell(
@@ -90,9 +94,16 @@ def _sparse(data: str, budget: str, growth: str, settings: Settings = ()) -> Cel
     )
 
 
-def _after(data: str, method: str, budget: str, note: str) -> Cell:
-    line = f"{method}, {note}"
-    return Cell(data=data, method=method, budget=budget, note=note, of=f"{data}-full", line=line)
+def _after(data: str, method: str, budget: str, note: str, settings: Settings = ()) -> Cell:
+    return Cell(
+        data=data,
+        method=method,
+        budget=budget,
+        settings=(("train.epochs", "1"), *settings),
+        note=note,
+        of=f"{data}-full",
+        line=f"{method}, {note}",
+    )
 
 
 MOVIELENS = "movielens_1m"
@@ -121,7 +132,7 @@ _MOVIELENS = (
     _after(MOVIELENS, "low_rank", "0.25x", "after training"),
     *(_sparse(MOVIELENS, budget, "gradient") for budget in ("0.5x", "0.1x")),
     *(_sparse(MOVIELENS, "0.1x", growth) for growth in ("static", "random")),
-    _after(MOVIELENS, "dynamic_sparse", "0.1x", "pruned after training"),
+    _after(MOVIELENS, "dynamic_sparse", "0.1x", "pruned after training", _STAY),
 )
 
 FRAPPE = "frappe"
@@ -187,7 +198,7 @@ _FRAPPE = (
     _after(FRAPPE, "low_rank", "0.25x", "after training"),
     *(_sparse(FRAPPE, budget, "gradient", _TUNED["dynamic_sparse"]) for budget in ("0.5x", "0.1x")),
     *(_sparse(FRAPPE, "0.1x", growth, _TUNED["dynamic_sparse"]) for growth in ("static", "random")),
-    _after(FRAPPE, "dynamic_sparse", "0.1x", "pruned after training"),
+    _after(FRAPPE, "dynamic_sparse", "0.1x", "pruned after training", _STAY),
 )
 CELLS = (*_MOVIELENS, *_FRAPPE)
 

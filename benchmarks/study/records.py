@@ -16,7 +16,7 @@ KEPT = (
     "bytes.tables",
     "bytes.full",
     "bytes.model",
-    "before.auc",
+    "before.test.auc",
     "inference.rows_per_s",
     "seconds",
     "samples_per_s",
