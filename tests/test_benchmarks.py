@@ -189,7 +189,11 @@ def test_a_storage_type_is_judged_where_it_costs_most() -> None:
     )
     claim = StorageClaim(text="", data="frappe", storage="int8", most=0.0003)
     verdict = claims.judge_storage(claim, records)
-    assert (verdict.left, verdict.found, verdict.holds) == (UNIFIED.name, "+0.0010 at most", False)
+    assert (verdict.left, verdict.found, verdict.holds) == (
+        UNIFIED.name,
+        "+0.0010 at most, of 2 rows",
+        False,
+    )
 
 
 def test_a_missed_floor_is_said() -> None:

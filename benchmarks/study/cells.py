@@ -232,6 +232,7 @@ TRIALS = (
     *_trials(FRAPPE, "full", None, _dim(40), {f"width 40, {k}": v for k, v in _BOTH.items()}),
     *_trials(FRAPPE, "full", None, _NARROW, {f"width 8, {k}": v for k, v in _BOTH.items()}),
     *_trials(FRAPPE, "mixed_dim", "86384", (*_MIXED, *_dim(24)), _BOTH),
+    *_trials(FRAPPE, "mixed_dim", "86384", (*_MIXED, *_dim(32)), {"width 32": HELD_BACK}),
     *_trials(FRAPPE, "hash", "0.1x", (), _BOTH),
     *_trials(FRAPPE, "quotient_remainder", "0.1x", (), _BOTH),
     *_trials(FRAPPE, "double_hash", "0.1x", (), _BOTH),

@@ -188,7 +188,7 @@ def judge(claim: Claim, records: Records) -> Verdict:
     pairs = [(ours[seed], theirs[seed]) for seed in seeds]
     values = [mine - other if is_auc else mine / other for mine, other in pairs]
     bounds = ((claim.least, "≥"), (claim.most, "≤"))
-    form = "+.4f" if is_auc else ".2f"
+    form = "+z.4f" if is_auc else ".2f"
     asked = " and ".join(f"{sign} {bound:g}" for bound, sign in bounds if bound is not None)
     beyond = any(record.error for cell in (left, right) for record in records.all(cell))
     found, holds = "out of reach" if beyond else None, None
@@ -226,7 +226,7 @@ def judge_storage(claim: StorageClaim, records: Records) -> Verdict:
         right=claim.storage,
         sizes=None,
         asked=f"< {claim.most:g}",
-        found=None if worst is None else f"{means[worst]:+.4f} at most",
+        found=None if worst is None else f"{means[worst]:+z.4f} at most, of {len(means)} rows",
         seeds=0 if worst is None else len(costs[worst]),
         holds=None if worst is None else means[worst] < claim.most,
     )

@@ -117,7 +117,7 @@ def _figures(records: Records, cell: Cell) -> list[str]:
         spread("valid.auc"),
         spread("test.logloss"),
         spread("test.ne"),
-        *(f"{statistics.mean(cost):+.4f}" if cost else "" for cost in costs),
+        *(f"{statistics.mean(cost):+z.4f}" if cost else "" for cost in costs),
     ]
 
 
