@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.lowering import TableOptions
-from recsys_compress.compress.method import out_of_reach
 
 
 @dataclass(frozen=True, kw_only=True)

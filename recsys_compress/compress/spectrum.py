@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.lowering import FP32_BYTES
-from recsys_compress.compress.method import out_of_reach
 from recsys_compress.compress.moments import Moments
 
 _CELLS = 10_000

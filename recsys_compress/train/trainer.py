@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from recsys_compress.compress.collection import below
 from recsys_compress.compress.hook import SearchStep
 from recsys_compress.compress.method import Kept
 from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
 from recsys_compress.compress.size import SizeReport
+from recsys_compress.compress.tensors import below
 from recsys_compress.config import Job, load_job
 from recsys_compress.data.batch import Batch
 from recsys_compress.data.dataset import PreparedDataset

@@ -12,17 +12,11 @@ from typing import Literal
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.budget import check_choice, check_share, half_dim, solve
 from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import (
-    Method,
-    check_choice,
-    check_share,
-    half_dim,
-    register,
-    solve,
-)
+from recsys_compress.compress.method import Method, register
 
 Operation = Literal["concat", "add"]
 

@@ -12,20 +12,12 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.bitmap import Bitmap, bitmap_bytes, draw, pack
 from recsys_compress.compress.blocks import MAX_WIDTH, BlockIds, Layout
+from recsys_compress.compress.budget import CLOSE, check_choice, out_of_reach, unreachable
 from recsys_compress.compress.growth import Growing, GrowthKind, Schedule, smallest
 from recsys_compress.compress.hashing import salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
 from recsys_compress.compress.merge import MAX_ROWS
-from recsys_compress.compress.method import (
-    CLOSE,
-    Method,
-    Trained,
-    Values,
-    check_choice,
-    out_of_reach,
-    register,
-    unreachable,
-)
+from recsys_compress.compress.method import Method, Trained, Values, register
 from recsys_compress.errors import UserError
 
 NAME = "dynamic_sparse"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, Trained, Values, out_of_reach, register
+from recsys_compress.compress.method import Method, Trained, Values, register
 
 
 @register("full")

@@ -11,9 +11,10 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys_compress.compress.budget import check_share, solve
 from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, check_share, register, solve
+from recsys_compress.compress.method import Method, register
 
 
 @register("hash")

@@ -12,17 +12,10 @@ import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.budget import CLOSE, out_of_reach, unreachable
 from recsys_compress.compress.combine import projected
 from recsys_compress.compress.lowering import FP32_BYTES, Lowering, TableOptions
-from recsys_compress.compress.method import (
-    CLOSE,
-    Method,
-    Trained,
-    Values,
-    out_of_reach,
-    register,
-    unreachable,
-)
+from recsys_compress.compress.method import Method, Trained, Values, register
 from recsys_compress.compress.spectrum import Item, Spectrum, choose_ranks
 from recsys_compress.errors import UserError, nearest
 

@@ -11,9 +11,10 @@ from typing import Literal
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.budget import check_choice, solve
 from recsys_compress.compress.combine import projected
 from recsys_compress.compress.lowering import FP32_BYTES, Lowering, TableOptions
-from recsys_compress.compress.method import Method, check_choice, register, solve
+from recsys_compress.compress.method import Method, register
 from recsys_compress.errors import UserError
 
 Rounding = Literal["multiple_of_4", "power_of_two", "none"]

@@ -14,17 +14,11 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys_compress.compress.budget import check_choice, check_share, half_dim, solve
 from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, Part, PhysicalTable, TableOptions
-from recsys_compress.compress.method import (
-    Method,
-    check_choice,
-    check_share,
-    half_dim,
-    register,
-    solve,
-)
+from recsys_compress.compress.method import Method, register
 from recsys_compress.errors import UserError
 
 Operation = Literal["mult", "add", "concat"]

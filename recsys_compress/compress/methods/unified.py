@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, out_of_reach, register
+from recsys_compress.compress.method import Method, register
 from recsys_compress.errors import UserError, nearest
 
 MAX_ROWS = 2**31 - 1
