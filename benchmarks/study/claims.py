@@ -21,6 +21,7 @@ class Claim:
         left: name of the cell that the claim is about.
         right: name of the cell that it is held against.
         figure: the figure compared.
+        against: the other cell's figure, where it is another.
         least: least mean that lets the claim hold; None for no such bound.
         most: likewise, the greatest.
     """
@@ -29,6 +30,7 @@ class Claim:
     left: str
     right: str
     figure: str = AUC
+    against: str | None = None
     least: float | None = None
     most: float | None = None
 
@@ -89,7 +91,7 @@ def _claims(data: str, half: str) -> tuple[Claim, ...]:
             text="DNIS, search and retraining, takes at most 3 trainings",
             left=dnis,
             right=full,
-            figure="seconds",
+            figure="cpu_seconds",
             most=3.0,
         ),
         Claim(text="low rank beats the model that it comes from", left=rank, right=full, least=0.0),
@@ -103,8 +105,9 @@ def _claims(data: str, half: str) -> tuple[Claim, ...]:
         Claim(
             text="low rank infers faster than full",
             left=rank,
-            right=full,
+            right=rank,
             figure="inference.rows_per_s",
+            against="inference.before",
             least=1.0,
         ),
         Claim(
@@ -182,7 +185,10 @@ STORAGE_CLAIMS = tuple(
 def judge(claim: Claim, records: Records) -> Verdict:
     """Returns whether the figures bear a claim out, over the seeds that both cells have."""
     left, right = by_name(claim.left), by_name(claim.right)
-    ours, theirs = records.figures(left, claim.figure), records.figures(right, claim.figure)
+    ours, theirs = (
+        records.figures(left, claim.figure),
+        records.figures(right, claim.against or claim.figure),
+    )
     seeds = sorted(ours.keys() & theirs.keys())
     is_auc = claim.figure.endswith("auc")
     pairs = [(ours[seed], theirs[seed]) for seed in seeds]

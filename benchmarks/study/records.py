@@ -18,7 +18,9 @@ KEPT = (
     "bytes.model",
     "before.test.auc",
     "inference.rows_per_s",
+    "inference.before",
     "seconds",
+    "cpu_seconds",
     "samples_per_s",
 )
 DIGITS = 6

@@ -74,6 +74,7 @@ class Runs:
         else:
             trained = self._result(by_name(cell.of), seed)
             result = _compress(Path(trained["folder"]), cell)
+            result["inference"] = _inference(Path(result["folder"]), Path(trained["folder"]))
         write_text(self._path(cell, seed), to_json({"run": cell.run, "result": result}))
         return result
 
@@ -114,6 +115,14 @@ def _compress(folder: Path, cell: Cell) -> dict[str, Any]:
     budget = ["--budget", cell.budget] if cell.budget else []
     sets = _sets(dict(cell.settings))
     return _run("compress", str(folder), "--method", cell.method, *budget, *sets)
+
+
+def _inference(folder: Path, before: Path) -> dict[str, Any]:
+    """Times a model and the one that it comes from, in one process."""
+    command = [sys.executable, "-m", "benchmarks.inference", str(folder), str(before)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _store(folder: Path, storage: str) -> dict[str, Any]:

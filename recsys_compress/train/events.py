@@ -51,6 +51,7 @@ class RunResult:
         samples_per_s: training examples per second, evaluation left out.
         peak_rss_bytes: peak resident memory of the process.
         seconds: wall-clock seconds from start to end.
+        cpu_seconds: of all threads of the process, which other work on the machine hardly changes.
         steps: training steps taken.
         best_step: step whose weights were kept.
         interrupted: whether the user stopped the run early.
@@ -68,6 +69,7 @@ class RunResult:
     samples_per_s: float
     peak_rss_bytes: int
     seconds: float
+    cpu_seconds: float
     steps: int
     best_step: int
     interrupted: bool = False

@@ -254,6 +254,7 @@ class Trainer:
             samples_per_s=progress.rows / max(progress.train_seconds, 1e-9),
             peak_rss_bytes=peak_rss_bytes(),
             seconds=time.perf_counter() - started,
+            cpu_seconds=time.process_time(),
             steps=progress.step,
             best_step=int(best.get("step", 0)),
             interrupted=interrupted,

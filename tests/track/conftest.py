@@ -58,6 +58,7 @@ def result(start: RunStart) -> RunResult:
         samples_per_s=5000.0,
         peak_rss_bytes=10**9,
         seconds=12.0,
+        cpu_seconds=11.0,
         steps=30,
         best_step=20,
         history=HISTORY,

@@ -30,6 +30,14 @@ EMBEDDINGS = {
         methods={"unified": {"num_probes": 3}},
     ),
     "hash": EmbeddingConfig(dim=8, method="hash", budget="0.2x", learning_rate=0.1),
+    "double_hash": EmbeddingConfig(dim=8, method="double_hash", budget="0.2x", learning_rate=0.1),
+    "dnis": EmbeddingConfig(  # from scratch; its phases are tested on their own
+        dim=8,
+        method="dnis",
+        budget="0.6x",
+        learning_rate=0.1,
+        methods={"dnis": {"search_epochs": 0}},
+    ),
     "quotient_remainder": EmbeddingConfig(
         dim=8, method="quotient_remainder", budget="0.2x", learning_rate=0.1
     ),

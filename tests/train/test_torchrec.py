@@ -17,12 +17,11 @@ from recsys_compress.compress import (
 )
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.hash import Hash
-from recsys_compress.compress.methods.low_rank import LowRank
-from recsys_compress.compress.methods.mixed_dim import MixedDim
 from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
 from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.train.shard import full_tensors, process_group, shard
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
+from tests.compress.test_contract import METHODS as ALL_METHODS
 
 METHODS = (
     Full(),
@@ -30,7 +29,6 @@ METHODS = (
     QuotientRemainder(share=0.1),
     Unified(num_embeddings=900, num_probes=3),
 )
-WITH_PARAMETERS = (MixedDim(alpha=1.0, base_dim=8), LowRank(rank=3))
 
 
 class Sum(nn.Module):
@@ -46,7 +44,7 @@ class Sum(nn.Module):
         return output.values() @ self.scale
 
 
-@pytest.mark.parametrize("method", METHODS + WITH_PARAMETERS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", ALL_METHODS.values(), ids=ALL_METHODS)
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
 def test_torchrecs_dlrm_trains_with_our_collection(method: Method, optimizer: str) -> None:
     torch.manual_seed(0)
@@ -112,9 +110,9 @@ def test_fused_training_equals_plain_torch(method: Method, optimizer: str) -> No
     assert error < 1e-5
 
 
-@pytest.mark.parametrize("method", WITH_PARAMETERS, ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", ALL_METHODS.values(), ids=ALL_METHODS)
 def test_sharding_keeps_vectors_and_what_combines_them(method: Method) -> None:
-    policy = make_policy(method, min_rows=0)
+    policy = make_policy(method)
     torch.manual_seed(0)
     plain = Sum(CompressedEmbeddingBagCollection(tables=make_tables(), policy=policy))
     with process_group():
