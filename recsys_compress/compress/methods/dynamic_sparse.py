@@ -57,7 +57,7 @@ class DynamicSparse(Method):
         default=0.5, metadata={"help": "share of the blocks dropped at first; falls to 0.005"}
     )
     window: int = field(
-        default=16, metadata={"help": "steps before an update whose gradients are summed"}
+        default=8, metadata={"help": "steps before an update whose gradients are summed"}
     )
     stop: float = field(
         default=0.8, metadata={"help": "share of training after which blocks stay where they are"}
