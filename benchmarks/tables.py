@@ -21,19 +21,24 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from benchmarks.case import Shape
 from recsys_compress.compress import (
     CompressedEmbeddingBagCollection,
+    Method,
     Policy,
     Rule,
     TableOptions,
     method_class,
 )
 from recsys_compress.compress.lowering import FP32_BYTES
-from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.methods.low_rank import LowRank
+from recsys_compress.compress.methods.mixed_dim import MixedDim
 from recsys_compress.train.shard import process_group, shard
 
 OPTIONS = TableOptions(learning_rate=0.02)
 SHARE = 0.1  # of the full tables' bytes, for methods that compress
 # Rows of 4 values are the narrowest that the fused kernel has, a quarter of width 16.
-LEAST = {"low_rank": 0.26, "mixed_dim": 0.26}
+NARROW: dict[str, Method] = {
+    "low_rank": LowRank(rank=4),
+    "mixed_dim": MixedDim(alpha=0.0, base_dim=4),
+}
 CPU = torch.device("cpu")
 
 
@@ -108,16 +113,16 @@ def shard_stock(model: nn.Module, embeddings: EmbeddingBagCollection) -> Distrib
 def policy(shape: Shape, name: str) -> Policy:
     """Returns the policy that gives every table the method `name`, at `SHARE` of the bytes.
 
-    "full" keeps all bytes, "dnis search" is the phase of `dnis` that searches, and a method that
-    has no size so small takes the least it can (see `LEAST`).
+    "full" keeps all bytes, methods of narrow rows take the narrowest there are (`NARROW`), and
+    "dnis search" is the phase of `dnis` that searches.
     """
-    if name == "full":
-        return Policy(default=Rule(method=Full(), options=OPTIONS), min_rows=0)
-    method = method_class(name.split()[0])()
+    base = name.split()[0]
+    method = NARROW.get(base) or method_class(base)()
     unfitted = Policy(default=Rule(method=method, options=OPTIONS), min_rows=0)
-    tables = configs(shape)
-    share = LEAST.get(name, SHARE)
-    fitted = unfitted.fit(tables, int(shape.rows * shape.dim * FP32_BYTES * share))
+    if base in NARROW:
+        return unfitted
+    share = 1.0 if name == "full" else SHARE
+    fitted = unfitted.fit(configs(shape), int(shape.rows * shape.dim * FP32_BYTES * share))
     phases = {phase.name: phase.policy for phase in fitted.phases()}
     return phases["search"] if name.endswith("search") else fitted
 
