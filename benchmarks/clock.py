@@ -30,12 +30,21 @@ class Stages:
         return {name: statistics.median(spent[skip:]) for name, spent in self._spent.items()}
 
 
-def time_steps(step: Callable[[int], None], shape: Shape) -> tuple[float, float]:
-    """Returns median CPU and wall milliseconds of `step(number)`."""
+def time_steps(
+    step: Callable[[int], None], shape: Shape, *, cycle: int | None = None
+) -> tuple[float, float]:
+    """Returns CPU and wall milliseconds of `step(number)`.
+
+    Args:
+        step: takes a step.
+        shape: how many steps count, of which the median is taken, and how many come before.
+        cycle: steps after which rare work comes round; so many count instead, and their mean.
+    """
     cpu, wall = [], []
-    for number in range(shape.warmup + shape.steps):
+    for number in range(shape.warmup + (cycle or shape.steps)):
         cpu_start, wall_start = time.process_time(), time.perf_counter()
         step(number)
         cpu.append((time.process_time() - cpu_start) * 1e3)
         wall.append((time.perf_counter() - wall_start) * 1e3)
-    return statistics.median(cpu[shape.warmup :]), statistics.median(wall[shape.warmup :])
+    middle = statistics.mean if cycle else statistics.median
+    return middle(cpu[shape.warmup :]), middle(wall[shape.warmup :])

@@ -13,12 +13,15 @@ from benchmarks.clock import time_steps
 from benchmarks.tables import CPU, OPTIONS, Batches, build, quiet_process_group
 from recsys_compress.compress import Policy, Rule
 from recsys_compress.compress.hook import SearchStep
+from recsys_compress.compress.methods.dynamic_sparse import DynamicSparse
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.config import DataConfig, Job, TrainConfig
 from recsys_compress.train.build import Built
 from recsys_compress.train.optim import Optimizers
 
 ZIPF = 1.1
+# Steps from one drop and growth of blocks to the next, with a window of summed gradients before it.
+CYCLES = {"dynamic_sparse": DynamicSparse().update_steps}
 _PHASE_STEPS = 1000  # of which the steps measured are the first
 
 
@@ -36,7 +39,9 @@ def measure(case: Case) -> Figures:
             batches = Batches(shape, zipf=zipf)
             for suffix, threads in (("", 1), ("_all", cores)):
                 torch.set_num_threads(threads)
-                cpu, wall = time_steps(functools.partial(step, batches), shape)
+                cpu, wall = time_steps(
+                    functools.partial(step, batches), shape, cycle=CYCLES.get(case.name)
+                )
                 figures[f"{distribution}/wall{suffix}"] = shape.batch / wall * 1e3
                 if threads == 1:
                     figures[f"{distribution}/cpu{suffix}"] = shape.batch / cpu * 1e3

@@ -62,7 +62,8 @@ def along_keys(
 ) -> tuple[Tensor, Tensor]:
     """Returns values and the constants of their keys in shapes that broadcast.
 
-    Keys of equal length, as with one id per feature, need no copy of a constant for each value.
+    Keys of equal length, as with one id per feature, need no copy of a constant for each value, and
+    neither do equal constants.
 
     Args:
         values: (N,) integers, keys outermost.
@@ -70,11 +71,14 @@ def along_keys(
         length_per_key: (K,) number of values of each key.
 
     Returns:
-        Shapes (K, N / K) and (K, 1) where all keys have equally many values, else (1, N) twice.
+        Shapes (K, N / K) and (K, 1) where all keys have equally many values, (1, N) and (1, 1)
+        where all constants are equal, else (1, N) twice.
     """
     if len(set(length_per_key)) == 1 and length_per_key[0] > 0:
         column = constant_tensor(tuple(constants), values.device).unsqueeze(1)
         return values.view(len(constants), -1), column
+    if len(set(constants)) == 1:
+        return values.unsqueeze(0), constant_tensor((constants[0],), values.device).unsqueeze(1)
     flat = per_value(constants, length_per_key, values.device)
     return values.unsqueeze(0), flat.unsqueeze(0)
 
@@ -94,8 +98,9 @@ def check_range(
         ValueError: names the first such id.
     """
     ids, rows = along_keys(values, limits, length_per_key)
-    # Of keys of equal length the least and the greatest id say it all, in a single pass.
-    low, high = ids.aminmax(dim=1, keepdim=True) if len(ids) > 1 else (ids, ids)
+    # Where a row of ids has one limit, its least and greatest say it all, in a single pass.
+    by_key = rows.shape[1] == 1 and ids.shape[1] > 0
+    low, high = ids.aminmax(dim=1, keepdim=True) if by_key else (ids, ids)
     inside = (low >= 0).logical_and_(high < rows)
     if values.device.type != "cpu":
         torch._assert_async(inside.all(), "an id lies outside its embedding table")
