@@ -118,7 +118,7 @@ def test_help_imports_nothing_slow() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["prepare", "profile", "train", "methods", "demo"])
+@pytest.mark.parametrize("name", ["prepare", "profile", "train", "compress", "methods", "demo"])
 def test_every_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert f"Example: recsys-compress {name}" in " ".join(capsys.readouterr().out.split())
@@ -175,6 +175,33 @@ def test_train_prints_one_object_and_is_tracked(job: Path, place: Path) -> None:
     assert recorded.data.metrics["test/auc"] == pytest.approx(result["test"]["auc"])
     saved = json.loads((place / result["folder"] / "result.json").read_text())
     assert saved["run_id"] == result["run_id"]
+
+
+def test_a_trained_model_is_compressed_and_stored(
+    job: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, err = finish("train", job, "--set", "train.epochs=1", "--json", cwd=place)
+    assert status == 0, err
+    full = json.loads(out)
+    less = ("compress", full["folder"], "--method", "low_rank", "--budget", "0.6x")
+    status, out, err = finish(*less, "--set", "train.epochs=1", "--json", cwd=place)
+    assert status == 0, err
+    result = json.loads(out)
+    assert result["bytes"]["model"] <= 0.6 * full["bytes"]["model"]
+    assert result["before"]["test"] == full["test"]
+    recorded = MlflowClient(f"sqlite:///{place}/mlflow.db").get_run(result["run_id"])
+    assert recorded.data.tags["parent.folder"] == full["folder"]
+
+    status, out, err = finish("compress", result["folder"], "--storage", "int8", cwd=place)
+    assert status == 0, err
+    assert "as stored" in out
+    monkeypatch.chdir(place)
+    folder = full["folder"]
+    assert "give either --method or --storage" in fails(capsys, "compress", folder)
+    assert "no table 'x'" in fails(capsys, "compress", folder, "--storage", "x=int8")
+    assert "did you mean 'int8'?" in fails(capsys, "compress", folder, "--storage", "int9")
+    assert "is unknown" in fails(capsys, "compress", folder, "--method", "lowrank")
+    assert "cannot be read" in fails(capsys, "compress", "none", "--method", "dnis")
 
 
 def test_an_interrupt_leaves_a_run_to_resume(job: Path, place: Path) -> None:

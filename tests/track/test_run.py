@@ -42,7 +42,8 @@ def test_everything_of_a_run_reads_back(
 ) -> None:
     job = recorded_in(job, uri)
     listener = MLflowListener(job)
-    tell(listener, replace(start, job=job), result)
+    kept = {"rows": {"user": [8.0, 4.0]}, "most": 8.0, "label": "dims", "columns": "block"}
+    tell(listener, replace(start, job=job), replace(result, kept=[kept]))
 
     client = MlflowClient(tracking_uri=uri)
     run = client.get_run(listener.run_id)
@@ -61,7 +62,7 @@ def test_everything_of_a_run_reads_back(
     assert [(m.step, m.value) for m in curve] == [(10, 0.70), (20, 0.75), (30, 0.74)]
 
     names = {artifact.path for artifact in client.list_artifacts(listener.run_id)}
-    pictures = {"calibration.png", "learning_curve.png"}
+    pictures = {"calibration.png", "learning_curve.png", "kept.png"}
     assert names == {"job.toml", "size.json", "history.json"} | pictures
     local = Path(client.download_artifacts(listener.run_id, "", str(tmp_path)))
     assert load_job(local / "job.toml") == job
