@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,11 +320,13 @@ def test_a_budget_out_of_reach_names_its_limits(name: str) -> None:
 
 
 @every_method
-def test_knobs_survive_plain_data(name: str) -> None:
+def test_knobs_survive_plain_data_and_toml(name: str) -> None:
     method = METHODS[name]
     described = describe(method)
     assert described.pop("method") == name.split("/")[0]
     assert parse(type(method), described, where="here") == method
+    written = tomli_w.dumps({key: knob for key, knob in described.items() if knob is not None})
+    assert parse(type(method), tomllib.loads(written), where="here") == method
 
 
 @every_method
