@@ -64,9 +64,10 @@ def _memory(axes: "Axes", results: Results) -> None:
     tables = [
         (results.median(key, "tables") + results.median(key, "optimizer")) / 1e6 for key in keys
     ]
-    bars = axes.bar(budgets, peaks, color=COLOURS[0], label="peak resident")
+    bars = axes.barh(budgets, peaks, color=COLOURS[0], label="peak resident")
     axes.bar_label(bars, fmt="%.0f")
-    axes.bar(budgets, tables, color=COLOURS[4], width=0.4, label="tables and optimizer state")
-    axes.set_title("memory of training by budget, MB")
+    axes.barh(budgets, tables, color=COLOURS[4], height=0.4, label="tables and optimizer state")
+    axes.invert_yaxis()
+    axes.set_title("memory of training, MB")
     if keys:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")
