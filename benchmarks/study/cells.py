@@ -171,8 +171,8 @@ _TUNED: dict[str, Settings] = {
     "quotient_remainder 8": (*_NARROW, *FREE),
     "double_hash": HELD_BACK,
     "double_hash 8": (*_NARROW, *FREE),
-    "dnis": HELD_BACK,
-    "dynamic_sparse": HELD_BACK,
+    "dnis": (*_dim(24), *FREE),
+    "dynamic_sparse": (*_dim(24), *FREE),
 }
 _HASHES = ("hash", "quotient_remainder", "double_hash")
 _FRAPPE = (
@@ -213,10 +213,14 @@ _FRAPPE = (
         )
         for method in _HASHES
     ),
-    Cell(data=FRAPPE, method="dnis", budget="0.05x", settings=_TUNED["dnis"]),
+    # Budgets in bytes are shares of the full tables of width 80 here too: 1/20 and 1/10.
+    Cell(data=FRAPPE, method="dnis", budget="86384", settings=_TUNED["dnis"]),
     _after(FRAPPE, "low_rank", "0.25x", "after training", epochs=5),
-    *(_sparse(FRAPPE, budget, "gradient", _TUNED["dynamic_sparse"]) for budget in ("0.5x", "0.1x")),
-    *(_sparse(FRAPPE, "0.1x", growth, _TUNED["dynamic_sparse"]) for growth in ("static", "random")),
+    _sparse(FRAPPE, "0.5x", "gradient", HELD_BACK),
+    *(
+        _sparse(FRAPPE, "172768", growth, _TUNED["dynamic_sparse"])
+        for growth in ("gradient", "static", "random")
+    ),
     _after(FRAPPE, "dynamic_sparse", "0.1x", "pruned after training", _STAY),
 )
 CELLS = (*_MOVIELENS, *_FRAPPE)
@@ -258,10 +262,8 @@ TRIALS = (
     *_trials(FRAPPE, "hash", "57531", _NARROW, _BOTH),
     *_trials(FRAPPE, "quotient_remainder", "57531", _NARROW, _BOTH),
     *_trials(FRAPPE, "double_hash", "57531", _NARROW, _BOTH),
-    *_trials(FRAPPE, "dnis", "0.05x", (), _BOTH),
-    *_trials(
-        FRAPPE, "dynamic_sparse", "0.1x", _knob("dynamic_sparse", "growth", "gradient"), _BOTH
-    ),
+    *_trials(FRAPPE, "dnis", "0.05x", (), {"width 80, held back": HELD_BACK}),
+    *_trials(FRAPPE, "dnis", "86384", _dim(24), {"width 24, free": FREE}),
 )
 _NAMED = {cell.name: cell for cell in (*CELLS, *TRIALS)}
 

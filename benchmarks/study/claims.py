@@ -70,11 +70,18 @@ class Verdict:
     holds: bool | None
 
 
-def _claims(data: str, half: str) -> tuple[Claim, ...]:
-    """Returns the claims that both data sets share; `half` is what DNIS is promised at."""
+def _claims(data: str, size: str, budget: str, tenth: str) -> tuple[Claim, ...]:
+    """Returns the claims that both data sets share.
+
+    Args:
+        data: the data set.
+        size: what DNIS is promised at, in words.
+        budget: the same, as its cell has it.
+        tenth: a tenth of the bytes, as the cells of `dynamic_sparse` have it.
+    """
     full, dnis, rank = (
         f"{data}-full",
-        f"{data}-dnis-{half}",
+        f"{data}-dnis-{budget}",
         f"{data}-low_rank-0.25x-after-training",
     )
     sparse = f"{data}-dynamic_sparse"
@@ -84,9 +91,9 @@ def _claims(data: str, half: str) -> tuple[Claim, ...]:
         else (f"{data}-mixed_dim-86384", f"{data}-full-width-4")
     )
     return (
-        Claim(text=f"DNIS at {half} is as good as full", left=dnis, right=full, least=-0.001),
-        Claim(text=f"DNIS at {half} beats mixed_dim", left=dnis, right=mixed, least=0.0),
-        Claim(text=f"DNIS at {half} beats uniform widths", left=dnis, right=uniform, least=0.0),
+        Claim(text=f"DNIS at {size} is as good as full", left=dnis, right=full, least=-0.001),
+        Claim(text=f"DNIS at {size} beats mixed_dim", left=dnis, right=mixed, least=0.0),
+        Claim(text=f"DNIS at {size} beats uniform widths", left=dnis, right=uniform, least=0.0),
         Claim(
             text="DNIS, search and retraining, takes at most 3 trainings",
             left=dnis,
@@ -111,26 +118,26 @@ def _claims(data: str, half: str) -> tuple[Claim, ...]:
             least=1.0,
         ),
         Claim(
-            text="dynamic sparse at 0.5x is as good as full",
+            text="dynamic sparse at 1/2 is as good as full",
             left=f"{sparse}-0.5x",
             right=full,
             least=-0.001,
         ),
         Claim(
-            text="dynamic sparse at 0.1x beats a static random mask",
-            left=f"{sparse}-0.1x",
-            right=f"{sparse}-0.1x-static-growth",
+            text="dynamic sparse at 1/10 beats a static random mask",
+            left=f"{sparse}-{tenth}",
+            right=f"{sparse}-{tenth}-static-growth",
             least=0.0,
         ),
         Claim(
-            text="dynamic sparse at 0.1x beats random growth",
-            left=f"{sparse}-0.1x",
-            right=f"{sparse}-0.1x-random-growth",
+            text="dynamic sparse at 1/10 beats random growth",
+            left=f"{sparse}-{tenth}",
+            right=f"{sparse}-{tenth}-random-growth",
             least=0.0,
         ),
         Claim(
-            text="dynamic sparse at 0.1x beats pruning after training",
-            left=f"{sparse}-0.1x",
+            text="dynamic sparse at 1/10 beats pruning after training",
+            left=f"{sparse}-{tenth}",
             right=f"{sparse}-0.1x-pruned-after-training",
             least=0.0,
         ),
@@ -158,11 +165,11 @@ def _own(method: str) -> dict[str, str]:
 _HASH = _own("hash") | {"1x": "full"}
 _FREE = {"1x": "full", "0.5x": "full-width-40", "0.1x": "full-width-8"}
 CLAIMS = (
-    *_claims(MOVIELENS, "0.5x"),
+    *_claims(MOVIELENS, "1/2", "0.5x", "0.1x"),
     *_unified("hash", MOVIELENS, _HASH),
     *_unified("quotient_remainder", MOVIELENS, _own("quotient_remainder")),
     *_unified("uniform widths", MOVIELENS, {"0.5x": "full-width-15", "0.1x": "full-width-3"}),
-    *_claims(FRAPPE, "0.05x"),
+    *_claims(FRAPPE, "1/20", "86384", "172768"),
     *_unified("hash", FRAPPE, _HASH),
     *_unified("hash of any width", FRAPPE, _FREE | {"0.0333x": "hash-57531-width-8"}),
     *_unified("quotient_remainder", FRAPPE, _own("quotient_remainder")),
