@@ -70,4 +70,4 @@ def _memory(axes: "Axes", results: Results) -> None:
     axes.invert_yaxis()
     axes.set_title("memory of training, MB")
     if keys:
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.4, -0.3))
