@@ -40,7 +40,7 @@ lint: setup
 bench: setup
 	@$(BIN)/python -m benchmarks.run
 
-# Real data, about half an hour on 2 cores; DATA is a folder with movielens-1m/ and frappe/.
+# Real data, hours on 2 cores for what has no figures yet; DATA holds movielens-1m/ and frappe/.
 quality: setup
 	@$(BIN)/python -m benchmarks.quality $(if $(DATA),--data $(DATA))
 

@@ -59,12 +59,14 @@ def select(
     options: TableOptions,
     *,
     dim_multiple: int,
+    least_dims: int = 0,
 ) -> dict[str, tuple[Block, ...]]:
     """Returns what each table keeps: the chunks worth most for a byte, filled up to a budget.
 
     A chunk is `dim_multiple` dims of one block, rounded up to what a row of that width takes
     anyway; the best dims of a block make its first chunk. Each table keeps the first chunk of its
-    first block. All other chunks have to pass one threshold. Those that meet it exactly are kept
+    first block, and each block the first ones that make up `least_dims`. All other chunks have to
+    pass one threshold. Those that meet it exactly are kept
     for the first of their ids alone, as many as the budget still allows: a share that is the same
     for all of them. So blocks may be split in two, and neighbours that keep the same dims are
     joined.
@@ -75,6 +77,7 @@ def select(
         budget_bytes: most bytes, padding included.
         options: how tables are stored.
         dim_multiple: least number of dims in a chunk, but for the last of a block.
+        least_dims: number of dims that every block keeps.
 
     Raises:
         UserError: the budget does not hold the least that all tables keep.
@@ -84,7 +87,12 @@ def select(
         for table, given in scores.items()
     }
     chunks = [chunk for of in blocks.values() for block in of for chunk in block]
-    firsts = [of[0][0] for of in blocks.values()]
+    firsts = [
+        chunk
+        for of in blocks.values()
+        for number, block in enumerate(of)
+        for chunk in block[: max(number == 0, -(-least_dims // options.stored_dim(dim_multiple)))]
+    ]
     least = sum(chunk.ids * chunk.row_bytes for chunk in firsts)
     if least > budget_bytes:
         greatest = sum(chunk.ids * chunk.row_bytes for chunk in chunks)

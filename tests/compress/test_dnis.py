@@ -292,8 +292,8 @@ def test_the_selection_by_hand() -> None:
         "b": [Scores(ids=5, dims=worth(0.1, 0.2, 0.3, 0.4))],
     }
 
-    def kept(budget: int) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
-        found = select("dnis", scores, budget, ADAM, dim_multiple=2)
+    def kept(budget: int, least: int = 0) -> dict[str, list[tuple[int, tuple[int, ...]]]]:
+        found = select("dnis", scores, budget, ADAM, dim_multiple=2, least_dims=least)
         return {name: [(b.ids, b.dims) for b in blocks] for name, blocks in found.items()}
 
     # Chunks by worth: a0 (1, 3), which must stay; b0 (2, 3), likewise; a1 (0, 3) 5; a1 (1, 2) 1;
@@ -307,6 +307,10 @@ def test_the_selection_by_hand() -> None:
     assert kept(120 + 160 + 160 + 40 + 80) == {"a": [(30, (0, 1, 2, 3))], "b": [(5, (0, 1, 2, 3))]}
     with pytest.raises(UserError, match="it can take from 120 to 560 bytes"):
         kept(119)
+    # Every block keeps a dim or more, and so a chunk of two.
+    assert kept(120 + 160, 1) == {"a": [(10, (1, 3)), (20, (0, 3))], "b": [(5, (2, 3))]}
+    with pytest.raises(UserError, match="it can take from 280 to 560 bytes"):
+        kept(279, 2)
 
 
 def test_equal_worth_is_cut_to_an_equal_share() -> None:

@@ -48,6 +48,9 @@ class DNIS(Method):
         default=4,
         metadata={"help": "dims are dropped in groups of so many, which bounds distinct widths"},
     )
+    least_dims: int = field(
+        default=0, metadata={"help": "dims that every block keeps, whatever they are worth"}
+    )
     warmup_epochs: int | None = field(
         default=None, metadata={"help": "most epochs of full tables at first; None for the job's"}
     )
@@ -73,6 +76,7 @@ class DNIS(Method):
             ("num_blocks", self.num_blocks, 1),
             ("growth", self.growth, 1.0),
             ("dim_multiple", self.dim_multiple, 1),
+            ("least_dims", self.least_dims, 0),
             ("search_epochs", self.search_epochs, 0),
             ("search_rate", self.search_rate, 0.0),
             ("alpha_lr", self.alpha_lr, 0.0),
@@ -219,7 +223,14 @@ class DNIS(Method):
     def _selected(
         self, scores: dict[str, list[Scores]], budget_bytes: int, options: TableOptions
     ) -> "DNIS":
-        kept = select("dnis", scores, budget_bytes, options, dim_multiple=self.dim_multiple)
+        kept = select(
+            "dnis",
+            scores,
+            budget_bytes,
+            options,
+            dim_multiple=self.dim_multiple,
+            least_dims=self.least_dims,
+        )
         return replace(self, kept=kept, soft=False)
 
     def _kept(self, table: EmbeddingBagConfig) -> Sequence[Block]:
