@@ -157,6 +157,7 @@ _MOVIELENS = (
 FRAPPE = "frappe"
 # The width that does as well as any at a tenth of the bytes and below.
 _NARROW = _dim(8)
+_FINE = _knob("dnis", "dim_multiple", "1")
 _MIXED = (*ALL_TABLES, *_knob("mixed_dim", "rounding", "none"))
 # What validation picked at seed 0; `TRIALS` are what it picked from. By method and, for the methods
 # that are also run narrow, its width.
@@ -171,7 +172,7 @@ _TUNED: dict[str, Settings] = {
     "quotient_remainder 8": (*_NARROW, *FREE),
     "double_hash": HELD_BACK,
     "double_hash 8": (*_NARROW, *FREE),
-    "dnis": (*_dim(24), *FREE),
+    "dnis": (*_dim(24), *FREE, *_FINE, *_knob("dnis", "least_dims", "3")),
     "dynamic_sparse": (*_dim(24), *FREE),
 }
 _HASHES = ("hash", "quotient_remainder", "double_hash")
@@ -263,7 +264,17 @@ TRIALS = (
     *_trials(FRAPPE, "quotient_remainder", "57531", _NARROW, _BOTH),
     *_trials(FRAPPE, "double_hash", "57531", _NARROW, _BOTH),
     *_trials(FRAPPE, "dnis", "0.05x", (), {"width 80, held back": HELD_BACK}),
-    *_trials(FRAPPE, "dnis", "86384", _dim(24), {"width 24, free": FREE}),
+    *_trials(
+        FRAPPE,
+        "dnis",
+        "86384",
+        (*_dim(24), *FREE),
+        {
+            "width 24, free": (),
+            "width 24, free, single dims": _FINE,
+            "width 24, free, 3 dims or more": (*_FINE, *_knob("dnis", "least_dims", "3")),
+        },
+    ),
 )
 _NAMED = {cell.name: cell for cell in (*CELLS, *TRIALS)}
 
