@@ -53,6 +53,10 @@ class Built:
             if name.startswith(EMBEDDINGS)
         }
 
+    def dense_weights(self) -> dict[str, Tensor]:
+        """Returns the rest of `weights`, by names within the model."""
+        return {n: w for n, w in self.weights().items() if not n.startswith(EMBEDDINGS)}
+
     def live(self, place: Placement) -> LiveTable:
         """Returns the live tensors of a physical table."""
         weight = self.table_weights()[place.parameter]

@@ -13,7 +13,7 @@ from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.policy import Policy
 from recsys_compress.compress.spectrum import Item
 from recsys_compress.data.dataset import PreparedDataset
-from recsys_compress.train.build import EMBEDDINGS, Built
+from recsys_compress.train.build import Built
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def hand_over(
     return Start(
         policy=adopted,
         tables=values,
-        model={n: w for n, w in built.weights().items() if not n.startswith(EMBEDDINGS)},
+        model=built.dense_weights(),
         layers={name: rank for given in values for name, rank in given.layers.items()},
     )
 

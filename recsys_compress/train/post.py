@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.damage import measure
 from recsys_compress.compress.method import method_class
@@ -26,7 +27,7 @@ from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file
 from recsys_compress.models.factorized import candidates, factors
-from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
+from recsys_compress.train.build import Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.folder import JOB, MODEL, TABLES, read_policy, read_result
@@ -94,9 +95,9 @@ def compress(
             spectra = {name: Spectrum.of(found) for name, found in moments.items()}
             spectra |= {t.name: Spectrum.of(table_moments(built, dataset, t.name)) for t in tables}
             losses = _losses(built, dataset, spectra)
-            layers, policy = _whole_model(job, built, spectra, losses, budget)
+            layers, policy = _whole_model(job, built, tables, spectra, losses, budget)
             start = hand_over(built, dataset, tables, policy, layers, losses)
-            start = _factorized(start, built, moments)
+            start = _factorized(start, job, built, spectra)
             # The ranks that were found say it all: the job trains the same form from scratch too.
             knobs = dataclasses.asdict(start.policy.default.method)
             found = {method: {k: v for k, v in knobs.items() if v is not None}}
@@ -150,8 +151,7 @@ def store(folder: Path, plan: StoragePlan) -> Stored:
         built, dataset = load_run(folder)
         types = plan.resolve(built.embeddings)
         stored = quantize(built.embeddings, plan, built.table_weights())
-        weights = built.weights()
-        dense = sum(w.nbytes for name, w in weights.items() if not name.startswith(EMBEDDINGS))
+        dense = sum(weight.nbytes for weight in built.dense_weights().values())
         tables = stored.state_dict()
         with atomic_file(folder / TABLES.format("-".join(sorted(set(types.values()))))) as path:
             save_file({name: value.contiguous() for name, value in tables.items()}, path)
@@ -209,6 +209,7 @@ def _count(moments: Moments, _layer: nn.Module, _inputs: object, output: Tensor)
 def _whole_model(
     job: Job,
     built: Built,
+    tables: Sequence[EmbeddingBagConfig],
     spectra: Mapping[str, Spectrum],
     losses: Mapping[str, Tensor],
     budget: str | int,
@@ -220,13 +221,11 @@ def _whole_model(
         layer_item(name, layer, spectra[name], activation=activation, lost=losses[name])
         for name, layer in layers.items()
     ]
-    weights = built.weights()
-    whole = sum(w.nbytes for w in weights.values())
-    dense = sum(w.nbytes for name, w in weights.items() if not name.startswith(EMBEDDINGS))
+    whole = sum(weight.nbytes for weight in built.weights().values())
+    dense = sum(weight.nbytes for weight in built.dense_weights().values())
     fixed = dense - sum(item.sizes[-1] for item in items)
     embedding = job.embedding
     policy = Policy.from_config(dataclasses.replace(embedding, budget=None))
-    tables = logical_tables(PreparedDataset.open(job.data.path).schema, embedding.dim)
     fixed += sum(
         table.num_embeddings * assignment.rule.options.row_bytes(table.embedding_dim)
         for assignment in policy.assign(tables)
@@ -239,13 +238,13 @@ def _whole_model(
     )
 
 
-def _factorized(start: Start, built: Built, moments: Mapping[str, Moments]) -> Start:
+def _factorized(start: Start, job: Job, built: Built, spectra: Mapping[str, Spectrum]) -> Start:
     """Returns the start with the factors of its layers in the place of their weights."""
     layers = candidates(built.model.module)
+    activation = job.model.between == "activation"
     model = dict(start.model)
     for name, rank in start.layers.items():
-        spectrum = Spectrum.of(moments[name])
-        activation = built.job.model.between == "activation"
+        spectrum = spectra[name]
         state = factors(layers[name], spectrum.mean, spectrum.basis(rank), activation=activation)
         for key in ("weight", "bias"):
             model.pop(f"{name}.{key}", None)

@@ -26,7 +26,7 @@ from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file, to_json, write_text
-from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables, lowered
+from recsys_compress.train.build import Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
 from recsys_compress.train.context import sigint, tags
 from recsys_compress.train.evaluate import evaluate
@@ -411,8 +411,7 @@ class Trainer:
 
     def _bytes(self) -> dict[str, float]:
         """Returns the bytes of the model that the last phase trains."""
-        weights = self.built.weights()
-        dense = sum(w.nbytes for name, w in weights.items() if not name.startswith(EMBEDDINGS))
+        dense = sum(weight.nbytes for weight in self.built.dense_weights().values())
         return {
             "tables": self.size.table_bytes,
             "full": self.size.full_bytes,

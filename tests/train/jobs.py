@@ -4,6 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+import torch
+
 from recsys_compress.config import (
     DataConfig,
     DCNv2Config,
@@ -13,6 +15,7 @@ from recsys_compress.config import (
     TrainConfig,
 )
 from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.train.checkpoint import load_newest
 from recsys_compress.train.events import Metrics, RunResult, RunStart
 
 EMBEDDINGS = {
@@ -112,3 +115,13 @@ def make_job(
             }
         ),
     )
+
+
+def assert_same_end(resumed: RunResult, whole: RunResult) -> None:
+    """Checks that a resumed run has the figures and, to the bit, the tensors of a whole one."""
+    assert resumed.test == whole.test
+    assert [h["auc"] for h in resumed.history] == [h["auc"] for h in whole.history]
+    expected = load_newest(whole.folder / "checkpoints").tensors
+    found = load_newest(resumed.folder / "checkpoints").tensors
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[n], expected[n]) for n in expected)

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from recsys_compress.compress.size import DATA_TYPE_BITS
@@ -13,12 +12,11 @@ from recsys_compress.compress.storage import StoragePlan
 from recsys_compress.config import EmbeddingConfig, Job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
-from recsys_compress.train.checkpoint import load_newest
 from recsys_compress.train.events import RunResult
 from recsys_compress.train.post import compress, load_run, store
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
-from tests.train.jobs import Recorder, make_job
+from tests.train.jobs import Recorder, assert_same_end, make_job
 
 STEPS = 32  # of an epoch
 PHASES = {"warm-up": 1, "search": 1, "retrain": 2}  # epochs
@@ -84,12 +82,7 @@ def test_a_run_interrupted_in_any_phase_resumes_to_the_same_weights(
     stopped = train(job, listeners=[Recorder(stop_at=stop_at)])
     assert stopped.interrupted
     resumed = train(None, resume=stopped.folder)
-    assert resumed.test == whole.test
-    assert [h["auc"] for h in resumed.history] == [h["auc"] for h in whole.history]
-    expected = load_newest(whole.folder / "checkpoints").tensors
-    found = load_newest(resumed.folder / "checkpoints").tensors
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[n], expected[n]) for n in expected)
+    assert_same_end(resumed, whole)
 
 
 @pytest.mark.parametrize("method", ["dnis", "dynamic_sparse", "low_rank", "full"])

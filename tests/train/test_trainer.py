@@ -19,7 +19,7 @@ from recsys_compress.train.checkpoint import load_newest
 from recsys_compress.train.events import RunResult
 from recsys_compress.train.shard import full_tensors, process_group
 from recsys_compress.train.trainer import train
-from tests.train.jobs import EMBEDDINGS, Recorder, make_job
+from tests.train.jobs import EMBEDDINGS, Recorder, assert_same_end, make_job
 
 GAP = 0.08  # to the AUC of the true odds, after two passes over 16,000 rows
 
@@ -126,12 +126,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     resumed = train(None, resume=stopped.folder)
     assert not resumed.interrupted
     assert resumed.run_id == stopped.run_id
-    assert resumed.test == whole.test
-    assert [h["auc"] for h in resumed.history] == [h["auc"] for h in whole.history]
-    expected = load_newest(whole.folder / "checkpoints").tensors
-    found = load_newest(resumed.folder / "checkpoints").tensors
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[n], expected[n]) for n in expected)
+    assert_same_end(resumed, whole)
 
 
 @pytest.mark.parametrize("log_seconds", [0.0, 1e9])
