@@ -1,6 +1,6 @@
 """One batch of training examples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -18,19 +18,28 @@ class Batch(Pipelineable):
         sparse: one key per categorical feature, in schema order, stride B, int64 ids.
         labels: (B,) float32, 0 or 1.
         weights: (B,) float32 example weights, or None where every example counts once.
+        padding: number of examples at the end that stand for none: they have no ids and weight 0,
+            and are there so that all processes have batches of one size.
+        total: examples of this step over all processes; of this batch, unless given.
     """
 
     dense: Tensor
     sparse: KeyedJaggedTensor
     labels: Tensor
     weights: Tensor | None = None
+    padding: int = 0
+    total: int = 0
+
+    def __post_init__(self) -> None:
+        self.total = self.total or len(self)
 
     def __len__(self) -> int:
-        return int(self.labels.shape[0])
+        return int(self.labels.shape[0]) - self.padding
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Returns the batch on `device`."""
-        return Batch(
+        return replace(
+            self,
             dense=self.dense.to(device=device, non_blocking=non_blocking),
             sparse=self.sparse.to(device=device, non_blocking=non_blocking),
             labels=self.labels.to(device=device, non_blocking=non_blocking),
@@ -47,7 +56,8 @@ class Batch(Pipelineable):
 
     def pin_memory(self) -> "Batch":
         """Returns the batch in page-locked memory, from where copies to a GPU are asynchronous."""
-        return Batch(
+        return replace(
+            self,
             dense=self.dense.pin_memory(),
             sparse=self.sparse.pin_memory(),
             labels=self.labels.pin_memory(),

@@ -1,13 +1,14 @@
 """Batches of a prepared dataset: sharded by rank, shuffled, deterministic, resumable.
 
-The order of an epoch is a function of (seed, epoch, rank) alone. Row groups are shuffled by
-(seed, epoch); each rank takes an equal, contiguous range of rows of that sequence, cuts it into
-buffers of whole batches and permutes each buffer. So any batch is found without reading those
-before it.
+The order of an epoch is a function of (seed, epoch, streams) alone, whatever the number of ranks.
+Row groups are shuffled by (seed, epoch). Their sequence is cut into equal, contiguous streams; each
+stream is cut into buffers, and each buffer permuted. A batch over all ranks takes the next rows of
+every stream, and each rank takes its share of that batch; with as many streams as ranks that is its
+own stream, and it reads nothing else. Any batch is found without reading those before it.
 """
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +34,13 @@ class Reader:
     Args:
         dataset: the prepared dataset.
         split: "train", "valid" or "test".
-        batch_size: rows per batch of this rank.
+        batch_size: rows per batch, over all ranks.
         seed: of the order.
         shuffle: whether rows come in random order; else as stored.
-        rank: which share of the rows.
-        world_size: number of shares; they differ by one row at most.
-        buffer_rows: rows permuted together; two such buffers are in memory at a time.
-        drop_last: whether the last batch is left out where it is not whole; every rank then has
-            the same number of batches.
+        rank: which share of each batch; shares of one batch are of one size, padding included.
+        world_size: number of shares.
+        streams: from how many places of the data a batch is put together; None for one a rank.
+        buffer_rows: rows of a stream permuted together; two such buffers are in memory at a time.
 
     Raises:
         UserError: a shard cannot be read, or a setting is not valid.
@@ -56,8 +56,8 @@ class Reader:
         shuffle: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        streams: int | None = None,
         buffer_rows: int = 500_000,
-        drop_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be at least 1")
@@ -70,17 +70,15 @@ class Reader:
         self._seed = seed
         self._shuffle = shuffle
         self._rank = rank
-        total = dataset.rows(split)
-        self._start = total * rank // world_size
-        self._rows = total * (rank + 1) // world_size - self._start
-        if drop_last:
-            self._rows = total // world_size // batch_size * batch_size
-        self._buffer_batches = max(1, buffer_rows // batch_size)
+        self._world_size = world_size
+        self._streams = world_size if streams is None else streams
+        self._rows = dataset.rows(split)
+        self._buffer_rows = buffer_rows
         self._maker = _BatchMaker(self._shards)
         self._position = (0, 0)
 
     def __len__(self) -> int:
-        """Returns the number of batches per epoch of this rank."""
+        """Returns the number of batches per epoch, which is that of every rank."""
         return -(-self._rows // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -106,18 +104,59 @@ class Reader:
         Raises:
             UserError: a shard cannot be read, or holds an id that its field does not have.
         """
-        order, ends = self._sequence(epoch)
-        buffers = range(start // self._buffer_batches, -(-len(self) // self._buffer_batches))
+        sequence = self._sequence(epoch)
+        opened: dict[int, Iterator[tuple[Rows, Positions]]] = {}
+        for step in range(start, len(self)):
+            total = self._total(step)
+            own = _share(total, self._rank, self._world_size)
+            size = -(-total // self._streams)
+            parts = []
+            for stream in range(own.start // size, -(-own.stop // size) if own else 0):
+                theirs = _share(total, stream, self._streams)
+                if stream not in opened:
+                    opened[stream] = self._stream(epoch, stream, sequence, step)
+                rows, positions = next(opened[stream])
+                first, last = max(own.start, theirs.start), min(own.stop, theirs.stop)
+                parts.append((rows, positions[first - theirs.start : last - theirs.start]))
+            rows, positions = parts[0] if len(parts) == 1 else self._shards.joined(parts)
+            padding = -(-total // self._world_size) - len(own)
+            yield self._maker.make(rows, positions, padding=padding, total=total)
+
+    def _total(self, step: int) -> int:
+        """Returns the rows of a batch over all ranks."""
+        return min(self._batch_size, self._rows - step * self._batch_size)
+
+    def _stream(
+        self, epoch: int, stream: int, sequence: tuple[Positions, Positions], start: int
+    ) -> Iterator[tuple[Rows, Positions]]:
+        """Yields a stream's part of each batch from batch `start` on: where its rows are."""
+        size = len(_share(self._batch_size, stream, self._streams))
+        steps = max(1, self._buffer_rows // size)  # of a buffer
+        buffers = range(start // steps, -(-len(self) // steps))
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as executor:
-            ahead = [executor.submit(self._read, order, ends, b) for b in buffers[:1]]
+
+            def read(buffer: int) -> Future[Rows]:
+                return executor.submit(self._read, sequence, *self._extent(stream, buffer, steps))
+
+            ahead = [read(buffer) for buffer in buffers[:1]]
             for buffer in buffers:
                 rows = ahead.pop().result()
                 if buffer + 1 in buffers:
-                    ahead.append(executor.submit(self._read, order, ends, buffer + 1))
-                permutation = self._permutation(epoch, buffer, len(rows))
-                skipped = max(0, start - buffer * self._buffer_batches) * self._batch_size
-                for first in range(skipped, len(rows), self._batch_size):
-                    yield self._maker.make(rows, permutation[first : first + self._batch_size])
+                    ahead.append(read(buffer + 1))
+                permutation = self._permutation(epoch, stream, buffer, len(rows))
+                skipped = max(0, start - buffer * steps) * size
+                for first in range(skipped, len(rows), size):
+                    yield rows, permutation[first : first + size]
+
+    def _extent(self, stream: int, buffer: int, steps: int) -> tuple[int, int]:
+        """Returns first and last + 1 of a buffer's rows in the epoch's sequence."""
+        whole, rest = divmod(self._rows, self._batch_size)
+        sizes = [len(_share(self._batch_size, s, self._streams)) for s in range(stream + 1)]
+        rests = [len(_share(rest, s, self._streams)) for s in range(stream + 1)]
+        start = whole * sum(sizes[:-1]) + sum(rests[:-1])
+        stop = start + whole * sizes[-1] + rests[-1]
+        first = start + buffer * steps * sizes[-1]
+        return first, min(first + steps * sizes[-1], stop)
 
     def _sequence(self, epoch: int) -> tuple[Positions, Positions]:
         """Returns the row groups in the order of an epoch, and where each ends, in rows."""
@@ -127,16 +166,16 @@ class Reader:
             order = np.random.default_rng([self._seed, epoch]).permutation(len(sizes))
         return order, np.cumsum(sizes[order])
 
-    def _permutation(self, epoch: int, buffer: int, rows: int) -> Positions:
+    def _permutation(self, epoch: int, stream: int, buffer: int, rows: int) -> Positions:
         if not self._shuffle:
             return np.arange(rows)
-        return np.random.default_rng([self._seed, epoch, self._rank, buffer]).permutation(rows)
+        return np.random.default_rng([self._seed, epoch, stream, buffer]).permutation(rows)
 
-    def _read(self, order: Positions, ends: Positions, buffer: int) -> Rows:
-        """Reads one buffer: a range of rows of the epoch's sequence of row groups."""
-        size = self._buffer_batches * self._batch_size
-        first = self._start + buffer * size
-        last = min(first + size, self._start + self._rows)
+    def _read(self, sequence: tuple[Positions, Positions], first: int, last: int) -> Rows:
+        """Reads a range of rows of the epoch's sequence of row groups."""
+        order, ends = sequence
+        if first >= last:
+            return self._shards.read([])
         begin, end = np.searchsorted(ends, [first, last - 1], side="right")
         return self._shards.read(
             [
@@ -148,6 +187,12 @@ class Reader:
                 for i in range(begin, end + 1)
             ]
         )
+
+
+def _share(rows: int, number: int, count: int) -> range:
+    """Returns which of a batch's rows are those of share `number` of `count`; the last lack some."""
+    size = -(-rows // count)
+    return range(min(number * size, rows), min((number + 1) * size, rows))
 
 
 class _BatchMaker:
@@ -163,21 +208,24 @@ class _BatchMaker:
         self._any_weighted = any(field.weighted for field in self._fields)
         self._ones: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 
-    def make(self, rows: Rows, positions: Positions) -> Batch:
-        """Returns the batch of the rows at `positions`, shape (B,)."""
+    def make(self, rows: Rows, positions: Positions, *, padding: int, total: int) -> Batch:
+        """Returns the batch of the rows at `positions`, shape (B,), and of padding below them."""
         taken = np.take(rows.single, positions, axis=0)
         single = taken.T.astype(np.int64, order="C")
-        if len(self._single) == len(self._fields):
+        if len(self._single) == len(self._fields) and not padding:
             sparse = self._one_id_each(torch.from_numpy(single))
         else:
-            sparse = self._bags(rows, torch.from_numpy(single), positions)
+            sparse = self._bags(rows, torch.from_numpy(single), positions, padding)
+        weights = None if rows.weights is None else torch.from_numpy(rows.weights[positions])
+        if padding:
+            weights = torch.ones(len(positions)) if weights is None else weights
         return Batch(
-            dense=torch.from_numpy(np.take(rows.dense, positions, axis=0)),
+            dense=_padded(torch.from_numpy(np.take(rows.dense, positions, axis=0)), padding),
             sparse=sparse,
-            labels=torch.from_numpy(np.take(rows.labels, positions)),
-            weights=None
-            if rows.weights is None
-            else torch.from_numpy(np.take(rows.weights, positions)),
+            labels=_padded(torch.from_numpy(np.take(rows.labels, positions)), padding),
+            weights=None if weights is None else _padded(weights, padding),
+            padding=padding,
+            total=total,
         )
 
     def _one_id_each(self, ids: Tensor) -> KeyedJaggedTensor:
@@ -197,7 +245,9 @@ class _BatchMaker:
             offset_per_key=[size * feature for feature in range(features + 1)],
         )
 
-    def _bags(self, rows: Rows, single: Tensor, positions: Positions) -> KeyedJaggedTensor:
+    def _bags(
+        self, rows: Rows, single: Tensor, positions: Positions, padding: int
+    ) -> KeyedJaggedTensor:
         size = len(positions)
         values: list[Tensor] = []
         lengths: list[Tensor] = []
@@ -216,20 +266,20 @@ class _BatchMaker:
             keys=self._keys,
             values=torch.cat(values),
             weights=torch.cat(weights) if self._any_weighted else None,
-            lengths=torch.cat(lengths),
-            stride=size,
+            lengths=torch.cat([_padded(of_key, padding) for of_key in lengths]),
+            stride=size + padding,
             length_per_key=[len(ids) for ids in values],
         )
 
 
+def _padded(values: Tensor, padding: int) -> Tensor:
+    """Returns (N, ...) values with rows of zeros below them."""
+    return torch.cat([values, values.new_zeros(padding, *values.shape[1:])]) if padding else values
+
+
 def _gather(bags: Jagged, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
     """Returns values, lengths (B,) and weights (ones where there are none) of the bags chosen."""
-    starts = bags.offsets[positions]
-    lengths = bags.offsets[positions + 1] - starts
-    ends = np.cumsum(lengths)
-    index = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-    values = torch.from_numpy(bags.values[index].astype(np.int64, copy=False))
-    weights = (
-        torch.ones(len(index)) if bags.weights is None else torch.from_numpy(bags.weights[index])
-    )
-    return values, torch.from_numpy(lengths), weights
+    taken = bags.take(positions)
+    values = torch.from_numpy(taken.values.astype(np.int64, copy=False))
+    weights = torch.ones(len(values)) if taken.weights is None else torch.from_numpy(taken.weights)
+    return values, torch.from_numpy(np.diff(taken.offsets)), weights

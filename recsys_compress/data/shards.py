@@ -43,6 +43,19 @@ class Jagged:
     offsets: npt.NDArray[np.int64]
     weights: Floats | None
 
+    def take(self, positions: npt.NDArray[np.int64]) -> "Jagged":
+        """Returns the bags at `positions`."""
+        starts = self.offsets[positions]
+        lengths = self.offsets[positions + 1] - starts
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        index = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+        return Jagged(
+            values=self.values[index],
+            offsets=np.concatenate([[0], ends]),
+            weights=None if self.weights is None else self.weights[index],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -127,8 +140,27 @@ class Shards:
             for name, parts in bags.items():
                 parts.append(_bags(table, self._field(name), path))
             first = here.stop
-        rows.jagged.update({name: _concatenate(parts) for name, parts in bags.items()})
+        rows.jagged.update(
+            {name: _concatenate(parts, self._field(name).weighted) for name, parts in bags.items()}
+        )
         return rows
+
+    def joined(self, parts: Sequence[tuple[Rows, npt.NDArray[np.int64]]]) -> tuple[Rows, Ids]:
+        """Returns rows out of several places as one, and their positions there."""
+        none = self.read([])
+        found = [none, *(_taken(rows, positions) for rows, positions in parts)]
+        weights = [rows.weights for rows in found if rows.weights is not None]
+        joined = Rows(
+            labels=np.concatenate([rows.labels for rows in found]),
+            weights=np.concatenate(weights) if weights else None,
+            dense=np.concatenate([rows.dense for rows in found]),
+            single=np.concatenate([rows.single for rows in found]),
+            jagged={
+                name: _concatenate([rows.jagged[name] for rows in found], bags.weights is not None)
+                for name, bags in none.jagged.items()
+            },
+        )
+        return joined, np.arange(len(joined))
 
     def _field(self, name: str) -> CategoricalField:
         return next(field for field in self.schema.categorical if field.name == name)
@@ -213,11 +245,22 @@ def _bags(table: pa.Table, field: CategoricalField, path: Path) -> Jagged:
     return Jagged(values=values, offsets=offsets - offsets[0], weights=weights)
 
 
-def _concatenate(parts: list[Jagged]) -> Jagged:
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+def _taken(rows: Rows, positions: npt.NDArray[np.int64]) -> Rows:
+    return Rows(
+        labels=rows.labels[positions],
+        weights=None if rows.weights is None else rows.weights[positions],
+        dense=rows.dense[positions],
+        single=rows.single[positions],
+        jagged={name: bags.take(positions) for name, bags in rows.jagged.items()},
+    )
+
+
+def _concatenate(parts: list[Jagged], weighted: bool) -> Jagged:
+    lengths = [np.empty(0, dtype=np.int64), *(np.diff(part.offsets) for part in parts)]
     weights = [part.weights for part in parts if part.weights is not None]
+    empty = [np.empty(0, dtype=np.float32)]
     return Jagged(
-        values=np.concatenate([part.values for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        weights=np.concatenate(weights) if weights else None,
+        values=np.concatenate([np.empty(0, dtype=np.int32), *(part.values for part in parts)]),
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+        weights=np.concatenate([*empty, *weights]) if weighted else None,
     )

@@ -74,6 +74,7 @@ def same(first: Batch, second: Batch) -> bool:
 @settings(max_examples=40)
 @given(
     world_size=st.integers(1, 5),
+    streams=st.integers(1, 5),
     batch_size=st.integers(9, 200),
     buffer_rows=st.integers(1, 700),
     shuffle=st.booleans(),
@@ -82,13 +83,15 @@ def same(first: Batch, second: Batch) -> bool:
 def test_an_epoch_holds_every_row_once(
     mixed: PreparedDataset,
     world_size: int,
+    streams: int,
     batch_size: int,
     buffer_rows: int,
     shuffle: bool,
     epoch: int,
 ) -> None:
-    seen, shares = [], []
-    for rank in range(world_size):
+    """All ranks have as many batches of one size; together they hold the same, however many."""
+
+    def read(rank: int, world_size: int) -> list[Batch]:
         reader = Reader(
             mixed,
             "train",
@@ -96,17 +99,29 @@ def test_an_epoch_holds_every_row_once(
             shuffle=shuffle,
             rank=rank,
             world_size=world_size,
+            streams=streams,
             buffer_rows=buffer_rows,
         )
         batches = list(reader.epoch(epoch))
         assert len(batches) == len(reader)
-        assert all(len(batch) == batch_size for batch in batches[:-1])
-        share = [row for batch in batches for row in batch.dense[:, 0].tolist()]
-        shares.append(len(share))
-        seen += share
+        return batches
+
+    alone = read(0, 1)
+    seen = []
+    for whole, *parts in zip(alone, *(read(r, world_size) for r in range(world_size)), strict=True):
+        assert whole.total == len(whole) == sum(len(part) for part in parts)
+        assert {part.total for part in parts} == {whole.total}
+        assert len({len(part.labels) for part in parts}) == 1
+        rows = [row for part in parts for row in part.dense[: len(part), 0].tolist()]
+        assert rows == whole.dense[:, 0].tolist()
+        for part in parts:
+            own = slice(len(part), None)  # the padding
+            assert part.weights is not None
+            assert not part.weights[own].any()
+            assert not part.sparse.lengths().view(len(part.sparse.keys()), -1)[:, own].any()
+        seen += rows
     assert len(seen) == mixed.rows("train")
     assert len(set(seen)) == mixed.rows("train")
-    assert max(shares) - min(shares) <= 1
 
 
 @settings(max_examples=25)
@@ -214,24 +229,17 @@ def test_epochs_differ_within_one_row_group(tmp_path: Path) -> None:
     assert (first != second).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_drop_last_gives_every_rank_the_same_whole_batches(
-    synthetic_dataset: PreparedDataset, world_size: int
+def test_a_rank_with_a_stream_of_its_own_reads_no_other(
+    mixed: PreparedDataset, tmp_path: Path
 ) -> None:
-    lengths = []
-    for rank in range(world_size):
-        reader = Reader(
-            synthetic_dataset,
-            "valid",
-            batch_size=64,
-            rank=rank,
-            world_size=world_size,
-            drop_last=True,
-        )
-        sizes = {len(batch) for batch in reader}
-        assert sizes == {64}
-        lengths.append(len(reader))
-    assert len(set(lengths)) == 1
+    reader = Reader(mixed, "train", batch_size=64, rank=0, world_size=2)
+    whole = list(reader.epoch(0))
+    last = mixed.files("train")[-1]
+    hidden = last.rename(tmp_path / "hidden.parquet")
+    try:
+        assert all(same(a, b) for a, b in zip(reader.epoch(0), whole, strict=True))
+    finally:
+        hidden.rename(last)
 
 
 def test_single_valued_batches_are_one_contiguous_block(
