@@ -32,6 +32,7 @@ ModelName = Literal["dcnv2", "dlrm", "deepfm", "autoint"]
 TableOptimizerName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 DenseOptimizerName = Literal["adam", "adagrad", "sgd"]
 Between = Literal["linear", "activation"]
+ShardingKind = Literal["auto", "table_wise", "row_wise", "column_wise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,16 @@ class DataConfig:
     Attributes:
         path: folder written by `recsys-compress prepare`.
         buffer_rows: rows held in memory for shuffling.
+        streams: places of the training data that each batch is put together from; None for one a
+            process. It decides the order of rows, which with the same number is the same in any
+            number of processes.
     """
 
     __pydantic_config__ = STRICT
 
     path: str
     buffer_rows: Count = 500_000
+    streams: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +280,31 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """How fused tables are divided among the processes; of no effect in one process alone.
+
+    Attributes:
+        kind: how each table is divided. "auto" leaves that and the placement to TorchRec's planner.
+        ranks_per_host: processes of a host; None for what the launcher says.
+        device_memory: of each GPU, for tables and buffers ("80GiB").
+        host_memory: of each host ("256GiB"); None for what this one has.
+        intra_host_bandwidth: between two processes of a host, bytes per second.
+        inter_host_bandwidth: between two hosts, bytes per second.
+        timeout: seconds after which a process that waits for another gives up.
+    """
+
+    __pydantic_config__ = STRICT
+
+    kind: ShardingKind = "auto"
+    ranks_per_host: Count | None = None
+    device_memory: str | Count = "80GiB"
+    host_memory: str | Count | None = None
+    intra_host_bandwidth: str | Count = "600GB"
+    inter_host_bandwidth: str | Count = "12.5GB"
+    timeout: Count = 600
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A training job."""
 
@@ -284,6 +314,7 @@ class Job:
     model: ModelConfig = field(default_factory=ModelConfig)
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -30,9 +30,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -49,19 +49,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not an empty folder; name a new one")
-    temporary = Path(
-        _temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path)))
-    )
+    temporary = temporary_folder(path)
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         for found in sorted(temporary.rglob("*"), reverse=True):
-            _sync(found)
-        _sync(temporary)
+            sync(found)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_folder(path: Path) -> Path:
+    """Returns a new hidden folder beside `path`, to be filled and renamed to it.
+
+    Raises:
+        UserError: the parent cannot be written.
+    """
+    return Path(_temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path))))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,6 +86,15 @@ def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _finite(value: Any) -> Any:
@@ -101,14 +117,6 @@ def _temporary(path: Path, make: Callable[[], T]) -> T:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); name a folder that can"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _umask() -> int:

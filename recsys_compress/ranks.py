@@ -15,6 +15,8 @@ from torch import Tensor
 from recsys_compress.errors import UserError
 
 T = TypeVar("T")
+# What the messages of broken connections have in them.
+_CONNECTION = ("gloo", "nccl", "NCCL", "TCPStore", "onnection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +125,8 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def one_line(folder: str) -> Iterator[None]:
+def lost_process() -> Iterator[None]:
     """Turns the loss of another process, which shows as a broken connection, into one line.
-
-    Args:
-        folder: the run's own, for the mend.
 
     Raises:
         UserError: a connection broke or waited too long.
@@ -135,10 +134,10 @@ def one_line(folder: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if not any(word in text for word in ("gloo", "NCCL", "nccl", "TCPStore", "Connection")):
+        text = " ".join(str(error).split())
+        if Ranks.current().size == 1 or not any(word in text for word in _CONNECTION):
             raise
         raise UserError(
-            f"lost another process ({' '.join(text.split())[:160]}); its own message says why; go "
-            f"on with --resume {folder}"
+            f"another process is gone, and says itself why ({text[:120]}); mend that, then go on "
+            "with recsys-compress train --resume RUN_FOLDER"
         ) from error

@@ -17,6 +17,7 @@ from recsys_compress.compress.hook import Hook, LiveTable, SearchStep
 from recsys_compress.compress.lowering import Lowering
 from recsys_compress.compress.slice_sums import ScaledSlices
 from recsys_compress.compress.slices import SliceIds
+from recsys_compress.ranks import Ranks
 
 _STABLE = 1e-8  # added to the mean gradient that gradients are divided by
 _RADIUS = 0.01  # length of the step over which the second order takes a difference, as in DARTS
@@ -27,9 +28,10 @@ class _Rows:
     """Rows of one physical table and the direction to move them in."""
 
     weight: Tensor  # (rows, stored D), live
-    rows: Tensor  # (R,), no two alike
+    rows: Tensor  # (R,) those that are here, no two alike
     saved: Tensor  # (R, D)
     direction: Tensor  # (R, D)
+    length: Tensor  # of the directions of all rows of the table, squared
 
 
 class AlphaSearch(Hook):
@@ -68,6 +70,7 @@ class AlphaSearch(Hook):
         with self._learning() as alpha:
             gradient = self._gradient(step, alpha)
         with torch.no_grad():
+            gradient = Ranks.current().mean_(gradient)
             touched = gradient.any(dim=1, keepdim=True)
             gradient = gradient + self._l1 * alpha.sign()
             gradient = gradient / (gradient.abs().mean(dim=1, keepdim=True) + _STABLE)
@@ -103,7 +106,7 @@ class AlphaSearch(Hook):
             pooled: (B, K x D) gradient of the validation loss by the pooled look-ups.
         """
         moved = self._directions(step.valid, pooled)
-        length = torch.stack([rows.direction.square().sum() for rows in moved]).sum().sqrt()
+        length = torch.stack([rows.length for rows in moved]).sum().sqrt()
         if not length:
             return torch.zeros_like(alpha)
         epsilon = float(_RADIUS / length)
@@ -147,16 +150,21 @@ class AlphaSearch(Hook):
         return [self._table_rows(table, given) for table, given in parts.items()]
 
     def _table_rows(self, table: str, parts: Sequence[tuple[Tensor, Tensor]]) -> _Rows:
-        rows, places = torch.unique(torch.cat([r for r, _ in parts]).long(), return_inverse=True)
-        gradients = torch.cat([g for _, g in parts])
+        ranks = Ranks.current()
+        looked_up = ranks.concat(torch.cat([r for r, _ in parts]).long())
+        rows, places = torch.unique(looked_up, return_inverse=True)
+        gradients = ranks.concat(torch.cat([g for _, g in parts])) / ranks.size
         direction = gradients.new_zeros(len(rows), gradients.shape[1])
         direction.index_add_(0, places, gradients)
-        weight = self._table(table).weight
+        live = self._table(table)
+        here = (rows >= live.first) & (rows < live.first + len(live.weight))
+        rows = rows[here] - live.first
         return _Rows(
-            weight=weight,
+            weight=live.weight,
             rows=rows,
-            saved=weight[rows, : direction.shape[1]],
-            direction=direction,
+            saved=live.weight[rows, : direction.shape[1]],
+            direction=direction[here],
+            length=direction.square().sum(),
         )
 
 

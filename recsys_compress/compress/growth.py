@@ -17,6 +17,7 @@ from recsys_compress.compress.bitmap import Bitmap, chunks, draw, pack, unpack
 from recsys_compress.compress.blocks import Layout
 from recsys_compress.compress.hashing import per_value, salt
 from recsys_compress.compress.hook import Hook, LiveTable
+from recsys_compress.ranks import Ranks
 
 LAST_RATIO = 0.005
 _ROWS = 1 << 16  # rows moved at a time
@@ -86,6 +87,7 @@ class Gradients:
             rows = rows[torch.repeat_interleave(bags, lengths.long())]
         if weights is not None:
             rows = rows * weights[:, None]
+        rows = rows / Ranks.current().size
         per_key = features.length_per_key()
         ids = per_value(self._layout.first_ids, per_key, rows.device).add_(features.values())
         self.parts.append((ids, rows))
@@ -104,6 +106,18 @@ class Gradients:
             ids, sums = ids[kept], sums[kept]
         self.parts = [(ids, sums)]
         return ids, sums
+
+    def gather(self) -> None:
+        """Adds up the sums of all processes, after which each has them all."""
+        ranks = Ranks.current()
+        if ranks.size > 1:
+            ids, sums = self.merge()
+            self.parts = [(ranks.concat(ids), ranks.concat(sums))]
+
+    def share(self) -> None:
+        """Leaves what all processes have alike to the first one, so that it counts once."""
+        if not Ranks.current().first:
+            self.clear()
 
     def norms(self) -> tuple[Tensor, Tensor]:
         """Returns the (N,) blocks with a gradient, rising, and its (N,) norms."""
@@ -193,12 +207,14 @@ class Growing(Hook):
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the step, and what of the window has been summed."""
+        self._gradients.gather()
         state = {
             "steps": torch.tensor(self._steps),
             "progress": torch.tensor(self._progress).double(),
         }
         for number, (ids, sums) in enumerate(self._gradients.parts):
             state |= {f"ids.{number}": ids, f"sums.{number}": sums}
+        self._gradients.share()
         return state
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -209,17 +225,23 @@ class Growing(Hook):
         self._gradients.parts = [
             (tensors[f"ids.{number}"], tensors[f"sums.{number}"]) for number in range(count)
         ]
+        self._gradients.share()
 
     def _update(self, ratio: float) -> None:
         if self._live is None:
             raise RuntimeError(f"nothing was bound to the hook of table {self._table!r}")
         self._gradients.merge()  # before other memory is taken
+        self._gradients.gather()
         live = self._live(self._table)
         norms = torch.linalg.vector_norm(live.weight[:, : self._layout.block], dim=1)
+        if live.bounds:
+            norms = Ranks.current().concat(norms)
         new = self._moved(norms.cpu(), ratio)
         stays, fresh = _changes(self._index.words, new)
-        for tensor in (live.weight, *live.state.values()):
-            if tensor.ndim and len(tensor) == len(stays):
+        for tensor in (live.weight, *_state_by_row(live)):
+            if live.bounds:
+                relocate_sharded(tensor, stays, fresh, live.bounds)
+            else:
                 _relocate(tensor, stays, fresh)
         self._index.fill(new)
 
@@ -317,3 +339,44 @@ def _relocate(tensor: Tensor, stays: Tensor, fresh: Tensor) -> None:
         rows[kept] = tensor[end - count : end]
         tensor[start : start + _ROWS] = rows
         end -= count
+
+
+def _state_by_row(live: LiveTable) -> list[Tensor]:
+    """Returns the state that has a row for each row of the table; all processes as many tensors."""
+    found = {n: s for n, s in live.state.items() if s.ndim and len(s) == len(live.weight)}
+    # A process without rows may have no state either.
+    shapes: dict[str, tuple[int, ...]] = {}
+    for theirs in Ranks.current().gather({n: tuple(s.shape[1:]) for n, s in found.items()}):
+        shapes |= theirs
+    return [found.get(n, live.weight.new_empty(0, *shapes[n])) for n in sorted(shapes)]
+
+
+def relocate_sharded(
+    tensor: Tensor, stays: Tensor, fresh: Tensor, bounds: Sequence[tuple[int, int]]
+) -> None:
+    """Does what `_relocate` does to rows that are spread over processes.
+
+    Args:
+        tensor: the rows that are here.
+        stays: as for `_relocate`, of all rows.
+        fresh: as for `_relocate`, of all rows.
+        bounds: first and last + 1 of each process's rows, in the order of the processes.
+    """
+    ranks = Ranks.current()
+    # The k-th row that stays becomes the k-th that is not fresh: who has it, and who gets it.
+    ends = torch.tensor([(first, last) for first, last in bounds]).t()
+    counts = torch.cat([torch.zeros(1, dtype=torch.int64), stays.cumsum(0)])
+    had = counts[ends]
+    counts = torch.cat([torch.zeros(1, dtype=torch.int64), (~fresh).cumsum(0)])
+    gets = counts[ends]
+    shared = (
+        torch.minimum(had[1][:, None], gets[1]) - torch.maximum(had[0][:, None], gets[0])
+    ).clamp(min=0)
+    first, last = bounds[ranks.rank]
+    moved = ranks.exchange(
+        tensor[stays[first:last].to(tensor.device)],
+        shared[ranks.rank].tolist(),
+        shared[:, ranks.rank].tolist(),
+    )
+    tensor.zero_()
+    tensor[~fresh[first:last].to(tensor.device)] = moved

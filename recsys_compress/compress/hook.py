@@ -6,19 +6,30 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys_compress.ranks import Ranks
+
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTable:
     """A physical table while it trains: views of the tensors in the kernel and the optimizer.
 
+    Where it is sharded, this process holds some of its rows.
+
     Attributes:
-        weight: (rows, stored D), padding included.
+        weight: (rows here, stored D), padding included.
         state: by name, the optimizer's tensors that have a value or a row for each row: (rows,) or
             (rows, stored D). Empty before the first step of an optimizer that makes them then.
+        bounds: first and last + 1 of the rows of each process; None where each holds all of them.
     """
 
     weight: Tensor
     state: Mapping[str, Tensor]
+    bounds: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def first(self) -> int:
+        """The first row that is here."""
+        return self.bounds[Ranks.current().rank][0] if self.bounds else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +52,9 @@ class SearchStep:
 class Hook:
     """Called by the trainer at fixed points; the default does nothing.
 
-    What must survive a killed run is in buffers of the lowering's modules or in `tensors`.
+    What must survive a killed run is in buffers of the lowering's modules or in `tensors`. Where
+    several processes train, each has its share of every batch and calls each hook at the same
+    points; gradients are those of its own share's loss, whose mean over the processes is the loss.
 
     Attributes:
         parameters: parameters of the lowering's `combine` that the hook trains itself; no
@@ -75,7 +88,7 @@ class Hook:
         """After each training step of a phase that searches."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Returns the state that a checkpoint keeps."""
+        """Returns the state that a checkpoint keeps, the same in all processes."""
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:

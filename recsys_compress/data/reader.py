@@ -190,7 +190,7 @@ class Reader:
 
 
 def _share(rows: int, number: int, count: int) -> range:
-    """Returns which of a batch's rows are those of share `number` of `count`; the last lack some."""
+    """Returns which of a batch's rows are share `number` of `count`; the last ones lack some."""
     size = -(-rows // count)
     return range(min(number * size, rows), min((number + 1) * size, rows))
 

@@ -1,6 +1,7 @@
 """From a job to a model with sharded tables and its optimizers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,14 @@ from recsys_compress.compress import CompressedEmbeddingBagCollection, Policy
 from recsys_compress.compress.collection import Placement
 from recsys_compress.compress.hook import LiveTable
 from recsys_compress.compress.policy import resolve
+from recsys_compress.compress.tensors import below
 from recsys_compress.config import Job
 from recsys_compress.data.schema import Schema
 from recsys_compress.errors import UserError
 from recsys_compress.models import build_model
+from recsys_compress.ranks import Ranks
 from recsys_compress.train.optim import Optimizers
-from recsys_compress.train.shard import full_tensors, shard
+from recsys_compress.train.shard import full_tensors, parts, row_bounds, shard
 
 EMBEDDINGS = "embeddings."  # where every model keeps its tables
 
@@ -41,30 +44,54 @@ class Built:
     optimizers: Optimizers
     device: torch.device
 
+    def state(self) -> dict[str, Any]:
+        """Returns the model's state dict, as it is divided among the processes; live."""
+        return dict(self.model.state_dict())
+
     def weights(self) -> dict[str, Tensor]:
-        """Returns the model's state dict, tables whole; the tensors are the live ones."""
-        return full_tensors(self.model.state_dict())
+        """Returns the state dict with tables whole; see `full_tensors`."""
+        return full_tensors(self.state())
 
     def table_weights(self) -> dict[str, Tensor]:
         """Returns the part of `weights` that is the embeddings', by names within them."""
-        return {
-            name.removeprefix(EMBEDDINGS): weight
-            for name, weight in self.weights().items()
-            if name.startswith(EMBEDDINGS)
-        }
+        return full_tensors(below(EMBEDDINGS, self.state()))
 
     def dense_weights(self) -> dict[str, Tensor]:
         """Returns the rest of `weights`, by names within the model."""
-        return {n: w for n, w in self.weights().items() if not n.startswith(EMBEDDINGS)}
+        state = self.state().items()
+        return full_tensors({n: w for n, w in state if not n.startswith(EMBEDDINGS)})
 
     def live(self, place: Placement) -> LiveTable:
         """Returns the live tensors of a physical table."""
-        weight = self.table_weights()[place.parameter]
-        state = self.optimizers.state_of(f"{EMBEDDINGS}{place.parameter}")
+        name = f"{EMBEDDINGS}{place.parameter}"
+        weight = self.state()[name]
+        bounds = row_bounds(weight)
+        state = self.optimizers.state_of(name)
+        rows = weight.size()[0]
         return LiveTable(
-            weight=weight[place.rows],
-            state={n: s[place.rows] for n, s in state.items() if s.dim() and len(s) == len(weight)},
+            weight=_rows(weight, place.rows),
+            state={n: _rows(s, place.rows) for n, s in state.items() if _length(s) == rows},
+            bounds=bounds and [_inside(place.rows, *bound) for bound in bounds],
         )
+
+
+def _length(value: Any) -> int:
+    return int(value.size()[0]) if value.size() else 0
+
+
+def _inside(rows: slice, first: int, last: int) -> tuple[int, int]:
+    """Returns which of `rows` lie in [first, last), counted from the first of `rows`."""
+    begin = min(max(first, rows.start), rows.stop)
+    return begin - rows.start, max(min(last, rows.stop), begin) - rows.start
+
+
+def _rows(value: Any, rows: slice) -> Tensor:
+    """Returns those of a tensor's rows that are here."""
+    for part in parts(value):
+        held = part.place[0]
+        begin, end = _inside(slice(held.start, held.stop), rows.start, rows.stop)
+        return part.tensor[begin:end]
+    return torch.empty(0, *value.size()[1:], dtype=value.dtype)
 
 
 def build(job: Job, schema: Schema, policy: Policy | None = None) -> Built:
@@ -78,15 +105,25 @@ def build(job: Job, schema: Schema, policy: Policy | None = None) -> Built:
     Raises:
         UserError: the job does not suit the data or the machine.
     """
-    device = torch.device(job.train.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if job.train.device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device = 'cuda': there is no CUDA device; use 'cpu'")
+    # With an index: each process has a device of its own.
+    device = torch.device("cpu")
+    if job.train.device == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(job.train.seed)
     tables = logical_tables(schema, job.embedding.dim)
     policy = policy or resolve(job.embedding, tables)
     embeddings = lowered(job, schema, policy, device)
     dense_part: nn.Module = build_model(job.model, embeddings, len(schema.dense))
-    model = shard(dense_part, embeddings, device)
+    model = shard(
+        dense_part,
+        embeddings,
+        device,
+        job.sharding,
+        seed=job.train.seed,
+        batch_size=-(-job.train.batch_size // Ranks.current().size),
+    )
     built = Built(
         job=job,
         policy=policy,

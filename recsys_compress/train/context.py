@@ -1,15 +1,18 @@
-"""What surrounds a run: the versions it used, and the user's Ctrl-C."""
+"""What surrounds a run: the versions it used, and signals to stop."""
 
+import os
 import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 
 from recsys_compress.data.dataset import PreparedDataset
 
+_SAME_SECONDS = 5.0
 LIBRARIES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "pyarrow", "recsys-compress")
 
 
@@ -29,19 +32,31 @@ def tags(dataset: PreparedDataset) -> dict[str, str]:
 
 
 @contextmanager
-def sigint() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGINT sets; the second one acts as ever."""
+def stop_signals() -> Iterator[threading.Event]:
+    """Yields an event that the first SIGINT or SIGTERM sets; a later one acts as ever.
+
+    A launcher of several processes hands on a Ctrl-C that they have had from the terminal already,
+    so for them one that follows at once is the same.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    first = 0.0
 
-    def handle(_number: int, _frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
+    def handle(number: int, _frame: object) -> None:
+        nonlocal first
+        if event.is_set() and not (several and time.monotonic() - first < _SAME_SECONDS):
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        elif not event.is_set():
+            first = time.monotonic()
+            event.set()
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {int(n): signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

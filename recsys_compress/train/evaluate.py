@@ -4,21 +4,26 @@ import torch
 from torch import nn
 
 from recsys_compress.data.reader import Reader
+from recsys_compress.ranks import Ranks
 from recsys_compress.train.metrics import BinaryMetrics
 
 
 def evaluate(model: nn.Module, reader: Reader, device: torch.device) -> BinaryMetrics:
-    """Returns the metrics of a model on all rows of a reader; the model is left in evaluation mode.
+    """Returns the metrics of a model on all rows of a split; the model is left in evaluation mode.
+
+    All processes call it, each with a reader of its share, and each gets the figures of all rows.
 
     Args:
         model: (dense (B, N), KeyedJaggedTensor) -> (B,) logits.
-        reader: of the split.
+        reader: of this process's share of the split.
         device: that the model is on.
     """
     metrics = BinaryMetrics()
     model.eval()
     with torch.no_grad():
         for batch in reader:
-            batch = batch.to(device)
-            metrics.update(model(batch.dense, batch.sparse), batch.labels, batch.weights)
-    return metrics
+            batch, rows = batch.to(device), slice(len(batch))
+            logits = model(batch.dense, batch.sparse)[rows]
+            weights = None if batch.weights is None else batch.weights[rows]
+            metrics.update(logits, batch.labels[rows], weights)
+    return metrics.of_all(Ranks.current())

@@ -12,8 +12,11 @@ from recsys_compress.compress.method import Trained, Values
 from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.policy import Policy
 from recsys_compress.compress.spectrum import Item
+from recsys_compress.compress.tensors import below
 from recsys_compress.data.dataset import PreparedDataset
-from recsys_compress.train.build import Built
+from recsys_compress.ranks import Ranks
+from recsys_compress.train.build import EMBEDDINGS, Built
+from recsys_compress.train.shard import write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,12 @@ class Start:
     @torch.no_grad()
     def write(self, built: Built) -> None:
         """Overwrites the weights of a model that was built for the same policy."""
-        weights = built.weights()
-        for name, value in self.model.items():
-            weights[name].copy_(value)
-        built.embeddings.write(self.tables, built.table_weights())
+        state = built.state()
+        write({name: state[name] for name in self.model}, self.model)
+        tables = built.table_weights()
+        built.embeddings.write(self.tables, tables)
+        if Ranks.current().size > 1:  # else they were the live ones
+            write(below(EMBEDDINGS, state), tables)
 
 
 def hand_over(

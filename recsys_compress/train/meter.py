@@ -39,10 +39,9 @@ class Penalty:
         if strength:
             embeddings.register_forward_hook(lambda _module, _inputs, output: self._look(output))
 
-    def added_to(self, loss: Tensor) -> Tensor:
-        """Returns the loss with the penalty of the last vectors looked up."""
-        return loss if self._term is None else loss + self._term
+    def added_to(self, loss: Tensor, rows: float) -> Tensor:
+        """Returns the loss with the penalty of the last vectors looked up, which is of `rows`."""
+        return loss if self._term is None else loss + self._term / rows
 
     def _look(self, output: KeyedTensor) -> None:
-        vectors = output.values()
-        self._term = self._strength / 2 * vectors.square().sum() / vectors.shape[0]
+        self._term = self._strength / 2 * output.values().square().sum()

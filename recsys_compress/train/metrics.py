@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recsys_compress.ranks import Ranks
 from recsys_compress.train.events import Metrics
 
 RELIABILITY_BINS = 15
@@ -19,8 +20,7 @@ _NAMES = ("auc", "logloss", "ne", "calibration", "ece")
 class BinaryMetrics:
     """Collects predictions over batches and computes metrics over all of them.
 
-    Keeps 8 bytes a row, 12 with weights, on the predictions' device. To merge the parts of several
-    ranks, `update` one object with the `columns` of each.
+    Keeps 8 bytes a row, 12 with weights, on the predictions' device.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,23 @@ class BinaryMetrics:
         self._logits.append(_copy(logits))
         self._labels.append(_copy(labels))
         self._weights.append(None if weights is None else _copy(weights))
+
+    def of_all(self, ranks: Ranks) -> "BinaryMetrics":
+        """Returns the same over the rows of all processes, each of which has to call it."""
+        if ranks.size == 1:
+            return self
+        logits, labels, weights = self.columns()
+        # Batches that were filled up have weights, others none.
+        weighted = any(ranks.gather(weights is not None))
+        gathered = BinaryMetrics()
+        gathered.update(
+            ranks.concat(logits),
+            ranks.concat(labels),
+            ranks.concat(torch.ones_like(labels) if weights is None else weights)
+            if weighted
+            else None,
+        )
+        return gathered
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns all logits, labels and weights so far: float32, on the CPU."""

@@ -11,7 +11,6 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
 from recsys_compress.config import TrainConfig
 from recsys_compress.errors import UserError
-from recsys_compress.train.shard import full_tensors
 
 
 class Optimizers:
@@ -71,11 +70,16 @@ class Optimizers:
         for optimizer in self._dense[1:] if tables_only else self._dense:
             optimizer.step()
 
-    def state_of(self, parameter: str) -> dict[str, Tensor]:
-        """Returns a parameter's live state, by its name in the model."""
+    @property
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are not fused; every process has all of them."""
+        return [p for o in self._dense for group in o.param_groups for p in group["params"]]
+
+    def state_of(self, parameter: str) -> dict[str, Any]:
+        """Returns a parameter's live state, sharded like it, by its name in the model."""
         fused = self._fused.state_dict()["state"]
         if parameter in fused:
-            return full_tensors(fused[parameter])
+            return dict(fused[parameter])
         weight = dict(self._model.named_parameters())[parameter]
         states = [o.state[weight] for o in self._dense if weight in o.state]
         return dict(states[0]) if states else {}
@@ -98,23 +102,25 @@ class Optimizers:
                 group["lr"] = rate * factor
         self._fused.step()  # hands the rates to the kernels
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns the state as flat names and tensors that share its memory."""
-        flat = {
+    def fused_tensors(self) -> dict[str, Any]:
+        """Returns the live state of the fused tables, sharded like them, by flat names."""
+        return {
             f"fused/{parameter}/{key}": value
             for parameter, state in self._fused.state_dict()["state"].items()
-            for key, value in full_tensors(state).items()
+            for key, value in state.items()
         }
-        for number, optimizer in enumerate(self._dense):
-            for index, state in optimizer.state_dict()["state"].items():
-                flat |= {f"dense/{number}/{index}/{k}": v for k, v in state.items()}
-        return flat
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` returned."""
-        for parameter, state in self._fused.state_dict()["state"].items():
-            for key, value in full_tensors(state).items():
-                value.copy_(tensors[f"fused/{parameter}/{key}"])
+    def dense_tensors(self) -> dict[str, Tensor]:
+        """Returns the state of all else, which is the same in every process, by flat names."""
+        return {
+            f"dense/{number}/{index}/{key}": value
+            for number, optimizer in enumerate(self._dense)
+            for index, state in optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+
+    def load_dense(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores what `dense_tensors` returned."""
         for number, optimizer in enumerate(self._dense):
             states: dict[int, dict[str, Any]] = {}
             for name, value in tensors.items():

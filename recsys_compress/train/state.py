@@ -19,6 +19,7 @@ class Progress:
         phase: number of the phase it is in.
         phase_step: step at which that phase began.
         lowering: the policy that is trained, as `Policy.describe` has it.
+        streams: places of the data that batches are put together from; see `DataConfig`.
         reader: position of the training reader.
         search_reader: position of the validation reader of a phase that searches.
         best: validation figures of the best weights so far, with their "step".
@@ -33,6 +34,7 @@ class Progress:
     phase: int = 0
     phase_step: int = 0
     lowering: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    streams: int = 1
     reader: dict[str, int] = dataclasses.field(default_factory=dict)
     search_reader: dict[str, int] = dataclasses.field(default_factory=dict)
     best: Metrics | None = None

@@ -5,16 +5,17 @@ import math
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from recsys_compress.compress.hook import SearchStep
+from recsys_compress.compress.hashing import salt
 from recsys_compress.compress.method import Kept
 from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
 from recsys_compress.compress.size import SizeReport
@@ -26,18 +27,20 @@ from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file, to_json, write_text
+from recsys_compress.ranks import Ranks, lost_process
 from recsys_compress.train.build import Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
-from recsys_compress.train.context import sigint, tags
+from recsys_compress.train.context import stop_signals, tags
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
 from recsys_compress.train.folder import JOB, MODEL, RESULT, read_policy, write_folder, write_size
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
-from recsys_compress.train.meter import Meter, Penalty
+from recsys_compress.train.meter import Meter
 from recsys_compress.train.metrics import BinaryMetrics
-from recsys_compress.train.shard import process_group
+from recsys_compress.train.shard import process_group, write
 from recsys_compress.train.state import Progress
+from recsys_compress.train.step import Learner
 
 LOG_SECONDS = 1.0  # between reports of the training loss
 
@@ -70,10 +73,14 @@ def train(
             if resume is None:
                 raise ValueError("give a job or a run to resume")
             job = load_job(resume / JOB)
-        with process_group(), sigint() as interrupted:
-            trainer = Trainer(job, listeners, resume, start)
-            trainer.fit(interrupted)
-            return trainer.finish(interrupted.is_set(), started)
+        with (
+            process_group(job.train.device, job.sharding.timeout) as ranks,
+            stop_signals() as asked,
+            lost_process(),
+        ):
+            trainer = Trainer(job, ranks, listeners, resume, start)
+            trainer.fit(asked)
+            return trainer.finish(started)
     except BaseException as error:
         for listener in listeners:
             listener.failed(error)
@@ -85,6 +92,7 @@ class Trainer:
 
     Args:
         job: what to train.
+        ranks: the processes that train together; the first one speaks for all.
         listeners: hear of the run's course.
         resume: the run's folder, if it has begun before.
         start: a trained model to begin with.
@@ -93,6 +101,7 @@ class Trainer:
     def __init__(
         self,
         job: Job,
+        ranks: Ranks,
         listeners: Sequence[Listener],
         resume: Path | None,
         start: Start | None = None,
@@ -100,14 +109,16 @@ class Trainer:
         if job.train.threads:
             torch.set_num_threads(job.train.threads)
         self.job = job
-        self.listeners = listeners
-        self.dataset = PreparedDataset.open(job.data.path)
+        self.ranks = ranks
+        self.listeners = listeners if ranks.first else ()
+        self.interrupted = False
+        with ranks.together():
+            self.dataset = PreparedDataset.open(job.data.path)
         self.tables = logical_tables(self.dataset.schema, job.embedding.dim)
-        self.reader = self._reader("train")
-        self.search_reader = self._reader("valid", shuffle=True)
-        self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))
-        self.progress = Progress()
-        checkpoint = None if resume is None else load_newest(resume / "checkpoints")
+        self.progress = Progress(
+            run_id=ranks.agree(uuid.uuid4().hex), streams=job.data.streams or ranks.size
+        )
+        checkpoint = None if resume is None else load_newest(resume / "checkpoints", ranks)
         if checkpoint is None or resume is None:
             policy = start.policy if start else resolve(job.embedding, self.tables)
         else:  # what was found may be more than the job says
@@ -115,6 +126,9 @@ class Trainer:
             self.progress = Progress(**checkpoint.state)
         if start is None and job.train.epochs == 0:
             raise UserError("train.epochs = 0: only a trained model needs no training; raise it")
+        self.reader = self._reader("train")
+        self.search_reader = self._reader("valid", shuffle=True)
+        self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))
         self.phases = policy.phases()
         self._parent = start.tags if start else {}
         if start is not None:
@@ -129,15 +143,13 @@ class Trainer:
         if start is not None:
             start.write(self.built)
         if checkpoint is None:
-            write_folder(self.folder, job, self.size, self._described())
+            with ranks.together():
+                if ranks.first:
+                    write_folder(self.folder, job, self.size, self._described())
         else:
             self._restore(checkpoint)
-        try:
-            self._tell_start()
-        except BaseException:  # a listener refuses: the run has not begun, so it leaves nothing
-            if resume is None:
-                shutil.rmtree(self.folder)
-            raise
+        with ranks.together():
+            self._tell_start(new=resume is None)
         if start is not None:
             self._evaluate_and_keep(math.nan)  # fine-tuning may only better it
 
@@ -154,30 +166,33 @@ class Trainer:
         """The phase that is trained."""
         return self.phases[self.progress.phase]
 
-    def fit(self, interrupted: threading.Event) -> None:
-        """Trains until all phases are over or the user interrupts."""
-        self._train_phase(interrupted)
-        while not interrupted.is_set() and self.progress.phase + 1 < len(self.phases):
+    def fit(self, asked: threading.Event) -> None:
+        """Trains until all phases are over, or a process is asked to stop."""
+        self._train_phase(asked)
+        while not self.interrupted and self.progress.phase + 1 < len(self.phases):
             self._next_phase()
-            self._train_phase(interrupted)
+            self._train_phase(asked)
 
-    def _train_phase(self, interrupted: threading.Event) -> None:
+    def _train_phase(self, asked: threading.Event) -> None:
         """Trains until the phase's epochs are over, or validation stops improving."""
         meter = Meter()
         while not self._phase_is_over():
             for batch in self.reader:
-                meter.add(self._step(batch), len(batch))
+                done, steps = self._done(), self._phase_steps()
+                loss, self.interrupted = self.learner.step(
+                    batch, done / steps, (done + 1) / steps, stop=asked.is_set()
+                )
+                meter.add(loss, batch.total)
                 self.progress.step += 1
                 due = self.progress.step % len(self.reader) in self.evaluations
-                if due or interrupted.is_set() or meter.seconds > LOG_SECONDS:
-                    loss = self._report(meter)
+                if due or self.interrupted or meter.seconds > LOG_SECONDS:
+                    mean = self._report(meter)
                     if due:
-                        self._evaluate_and_keep(loss)
+                        self._evaluate_and_keep(mean)
                     meter = Meter()
-                stop = interrupted.is_set()
-                if due or stop or self._is_checkpoint_step():
+                if due or self.interrupted or self._is_checkpoint_step():
                     self._checkpoint()
-                if stop or self.progress.waited >= self.job.train.patience:
+                if self.interrupted or self.progress.waited >= self.job.train.patience:
                     return
 
     def _phase_is_over(self) -> bool:
@@ -188,6 +203,10 @@ class Trainer:
         """Returns the most steps of a phase, by default of the current one."""
         epochs = (phase or self.phase).epochs
         return (self.job.train.epochs if epochs is None else epochs) * len(self.reader)
+
+    def _done(self) -> int:
+        """Returns the steps done in this phase."""
+        return self.progress.step - self.progress.phase_step
 
     def _next_phase(self) -> None:
         """Builds the next phase's model out of this one's best weights."""
@@ -202,28 +221,19 @@ class Trainer:
         if progress.phase + 1 == len(self.phases):  # what was found is in the last one's policy
             self.phases[-1] = dataclasses.replace(phase, policy=start.policy)
             self.size = self._size(start.policy)
-            write_size(self.folder, self.size, self._described())
+            with self.ranks.together():
+                if self.ranks.first:
+                    write_size(self.folder, self.size, self._described())
         self._tell({"train/phase": progress.phase})
         self._checkpoint()
 
     def _enter(self, policy: Policy) -> None:
         """Builds the model of the current phase."""
         self.built: Built = build(self.job, self.dataset.schema, policy)
-        self.hooks = self.built.embeddings.hooks()
+        self.learner = Learner(self.built, self.phase, self.ranks, self._endless())
         self.progress.lowering = policy.describe(self.tables)
         ahead = self.phases[self.progress.phase :]
         self.total_steps = self.progress.phase_step + sum(self._phase_steps(p) for p in ahead)
-        self._penalty = Penalty(self.job.embedding.l2, self.built.embeddings)
-        self._search_batches = self._endless()
-        self._set_modes()
-
-    def _set_modes(self) -> None:
-        """Sets the model to training, batch norm only where the model is trained."""
-        self.built.model.train()
-        if self.phase.freeze_model:
-            for module in self.built.model.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    module.eval()
 
     def _endless(self) -> Iterator[Batch]:
         """Yields batches of the validation split for ever."""
@@ -232,14 +242,15 @@ class Trainer:
 
     def evaluate(self, split: Split) -> BinaryMetrics:
         """Returns the metrics of the current weights on a split."""
+        self.learner.average_statistics()
         metrics = evaluate(self.built.model, self._reader(split), self.built.device)
-        self._set_modes()
+        self.learner.set_modes()
         return metrics
 
-    def finish(self, interrupted: bool, started: float) -> RunResult:
+    def finish(self, started: float) -> RunResult:
         """Loads the best weights, reads test, writes the result and tells the listeners."""
-        test, calibration = {}, []
-        if not interrupted:
+        test, calibration, ranks = {}, [], self.ranks
+        if not self.interrupted:
             self._load_best()
             metrics = self.evaluate("test")
             test, calibration = metrics.compute(), metrics.reliability()
@@ -252,59 +263,22 @@ class Trainer:
             test=test,
             bytes=self._bytes(),
             samples_per_s=progress.rows / max(progress.train_seconds, 1e-9),
-            peak_rss_bytes=peak_rss_bytes(),
+            peak_rss_bytes=max(ranks.gather(peak_rss_bytes())),
             seconds=time.perf_counter() - started,
-            cpu_seconds=time.process_time(),
+            cpu_seconds=sum(ranks.gather(time.process_time())),
             steps=progress.step,
             best_step=int(best.get("step", 0)),
-            interrupted=interrupted,
+            interrupted=self.interrupted,
             history=progress.history,
             calibration=calibration,
             kept=[dataclasses.asdict(part) for part in self._kept()],
         )
-        write_text(self.folder / RESULT, to_json(result.to_json(), indent=2))
-        for listener in self.listeners:
-            listener.finished(result)
+        with ranks.together():
+            if ranks.first:
+                write_text(self.folder / RESULT, to_json(result.to_json(), indent=2))
+            for listener in self.listeners:
+                listener.finished(result)
         return result
-
-    def _step(self, batch: Batch) -> Tensor:
-        built, done, steps = self.built, self._done(), self._phase_steps()
-        batch = batch.to(built.device)
-        built.optimizers.schedule(done / steps, self.phase.rate)
-        built.optimizers.zero_grad()
-        loss = self._loss(batch)
-        torch.autograd.backward(self._penalty.added_to(loss))
-        built.optimizers.step(tables_only=self.phase.freeze_model)
-        if self.phase.search:
-            self._search(batch)
-        for hook in self.hooks:
-            hook.on_step((done + 1) / steps)
-        return loss.detach()
-
-    def _done(self) -> int:
-        """Returns the steps done in this phase."""
-        return self.progress.step - self.progress.phase_step
-
-    def _loss(self, batch: Batch) -> Tensor:
-        logits = self.built.model(batch.dense, batch.sparse)
-        return binary_cross_entropy_with_logits(logits, batch.labels, batch.weights)
-
-    def _search(self, batch: Batch) -> None:
-        """Lets hooks take a step of their own, in which no table moves."""
-        valid = next(self._search_batches).to(self.built.device)
-        self.built.embeddings.frozen = True
-        try:
-            for hook in self.hooks:
-                hook.search(
-                    SearchStep(
-                        train=batch.sparse,
-                        valid=valid.sparse,
-                        train_loss=lambda: self._loss(batch),
-                        valid_loss=lambda: self._loss(valid),
-                    )
-                )
-        finally:
-            self.built.embeddings.frozen = False
 
     def _report(self, meter: "Meter") -> float:
         loss, speed = meter.loss(), meter.rows / meter.seconds
@@ -339,8 +313,11 @@ class Trainer:
         ):
             progress.best = {**valid, "step": progress.step}
             progress.waited = 0
-            with atomic_file(self.folder / MODEL) as path:
-                save_file(_contiguous(self.built.weights()), path, {"step": str(progress.step)})
+            weights = self.built.weights()
+            with self.ranks.together():
+                if self.ranks.first:
+                    with atomic_file(self.folder / MODEL) as path:
+                        save_file(_contiguous(weights), path, {"step": str(progress.step)})
         else:
             progress.waited += 1
 
@@ -351,34 +328,57 @@ class Trainer:
     def _load_best(self) -> None:
         if self.progress.best is None or self.progress.best["step"] == self.progress.step:
             return
-        best = load_file(self.folder / MODEL)
-        for name, value in self.built.weights().items():
-            value.copy_(best[name])
+        state = self.built.state()
+        with safe_open(self.folder / MODEL, "pt") as best:
+            write(
+                state,
+                {
+                    n: best.get_slice(n) if v.size() else best.get_tensor(n)
+                    for n, v in state.items()
+                },
+            )
 
     def _checkpoint(self) -> None:
         self.progress.reader = self.reader.state_dict()
         self.progress.search_reader = self.search_reader.state_dict()
-        tensors = {f"model/{name}": value for name, value in self.built.weights().items()}
-        tensors |= {f"optim/{n}": v for n, v in self.built.optimizers.tensors().items()}
-        for number, hook in enumerate(self.hooks):
+        self.learner.average_statistics()
+        tensors = self._sharded_tensors()
+        tensors |= {f"optim/{n}": v for n, v in self.built.optimizers.dense_tensors().items()}
+        for number, hook in enumerate(self.learner.hooks):
             tensors |= {f"hook/{number}/{n}": v for n, v in hook.tensors().items()}
-        tensors["rng"] = torch.get_rng_state()
+        # Each process draws its own random numbers.
+        tensors["rng"] = self.ranks.concat(torch.get_rng_state().unsqueeze(0))
+        if self.built.device.type == "cuda":
+            tensors["rng.cuda"] = self.ranks.concat(torch.cuda.get_rng_state().unsqueeze(0))
         save(
             self.folder / "checkpoints",
             f"step-{self.progress.step:09d}-{self.progress.phase}",
-            Checkpoint(tensors=tensors, state=dataclasses.asdict(self.progress)),
+            tensors,
+            dataclasses.asdict(self.progress),
+            self.ranks,
         )
 
+    def _sharded_tensors(self) -> dict[str, Any]:
+        """Returns the tensors that a checkpoint is loaded into in place."""
+        tensors = {f"model/{name}": value for name, value in self.built.state().items()}
+        fused = self.built.optimizers.fused_tensors()
+        return tensors | {f"optim/{name}": value for name, value in fused.items()}
+
     def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors = checkpoint.tensors
         self.reader.load_state_dict(self.progress.reader)
         self.search_reader.load_state_dict(self.progress.search_reader)
-        for name, value in self.built.weights().items():
-            value.copy_(tensors[f"model/{name}"])
-        self.built.optimizers.load_tensors(below("optim/", tensors))
-        for number, hook in enumerate(self.hooks):
-            hook.load_tensors(below(f"hook/{number}/", tensors))
-        torch.set_rng_state(tensors["rng"])
+        with self.ranks.together():
+            checkpoint.load(self._sharded_tensors())
+            rest = checkpoint.read(lambda name: name.startswith(("optim/dense/", "hook/", "rng")))
+        self.built.optimizers.load_dense(below("optim/", rest))
+        for number, hook in enumerate(self.learner.hooks):
+            hook.load_tensors(below(f"hook/{number}/", rest))
+        if self.ranks.rank < len(rest["rng"]):
+            torch.set_rng_state(rest["rng"][self.ranks.rank])
+            if "rng.cuda" in rest and self.built.device.type == "cuda":
+                torch.cuda.set_rng_state(rest["rng.cuda"][self.ranks.rank])
+        else:  # a process more than there were
+            torch.manual_seed(salt("more", self.ranks.rank, self.progress.step))
 
     def _reader(self, split: Split, *, shuffle: bool | None = None) -> Reader:
         config = self.job.train
@@ -389,6 +389,10 @@ class Trainer:
             batch_size=config.batch_size if training else config.eval_batch_size,
             seed=config.seed,
             shuffle=training,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            # What is only evaluated is read in any order, so by each process from its own place.
+            streams=self.progress.streams if training else None,
             buffer_rows=self.job.data.buffer_rows,
         )
 
@@ -420,7 +424,7 @@ class Trainer:
             "model": dense + self.size.table_bytes,
         }
 
-    def _tell_start(self) -> None:
+    def _tell_start(self, *, new: bool) -> None:
         start = RunStart(
             job=self.job,
             folder=self.folder,
@@ -432,8 +436,13 @@ class Trainer:
             size=self.size.to_json(),
             tags={**tags(self.dataset), **self._parent},
         )
-        for listener in self.listeners:
-            listener.started(start)
+        try:
+            for listener in self.listeners:
+                listener.started(start)
+        except BaseException:  # a listener refuses: the run has not begun, so it leaves nothing
+            if new:
+                shutil.rmtree(self.folder)
+            raise
 
     def _tell(self, values: Metrics) -> None:
         for listener in self.listeners:

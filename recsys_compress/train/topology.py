@@ -1,0 +1,206 @@
+"""Which process holds which part of which fused table: plans of ours, or of TorchRec's planner."""
+
+import os
+from typing import cast
+
+import torch
+from fbgemm_gpu.tbe.config.embedding_config import BoundsCheckMode
+from torch import nn
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.planner.planners import EmbeddingShardingPlanner
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, Topology
+from torchrec.distributed.sharding_plan import (
+    ParameterShardingGenerator,
+    column_wise,
+    construct_module_sharding_plan,
+    row_wise,
+    table_wise,
+)
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ModuleShardingPlan,
+    ShardingType,
+)
+
+from recsys_compress.compress import CompressedEmbeddingBagCollection
+from recsys_compress.compress.lowering import FUSED_DIM_MULTIPLE
+from recsys_compress.compress.merge import MergedTable
+from recsys_compress.config import ShardingConfig, parse_bytes
+from recsys_compress.errors import UserError
+from recsys_compress.ranks import Ranks
+
+
+class AnySharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder, which on CPU does not offer rows by itself though its kernels can."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Returns the ways to divide a table."""
+        return [*super().sharding_types(compute_device_type), ShardingType.ROW_WISE.value]
+
+
+def sharder_for(device: torch.device) -> "ModuleSharder[nn.Module]":
+    """Returns what makes sharded collections on a device."""
+    kind = AnySharder if device.type == "cpu" else EmbeddingBagCollectionSharder
+    # Our id transform has checked already; the kernel's check would only warn.
+    sharder = kind(fused_params={"bounds_check_mode": BoundsCheckMode.NONE})
+    return cast("ModuleSharder[nn.Module]", sharder)
+
+
+def plan_tables(
+    embeddings: CompressedEmbeddingBagCollection,
+    device: torch.device,
+    config: ShardingConfig,
+    ranks: Ranks,
+    batch_size: int,
+) -> ModuleShardingPlan:
+    """Returns the plan of a collection's fused tables, the same in all processes.
+
+    Args:
+        embeddings: its fused tables may be on the meta device.
+        device: that they train on.
+        config: how they are divided.
+        ranks: the processes.
+        batch_size: examples a step of one process.
+
+    Raises:
+        UserError: they cannot be divided so, or do not fit.
+    """
+    with ranks.together():
+        plan = None
+        if ranks.first:
+            plan = plan_for(
+                embeddings, device, config, world_size=ranks.size, batch_size=batch_size
+            )
+    return cast("ModuleShardingPlan", ranks.agree(plan))
+
+
+def plan_for(
+    embeddings: CompressedEmbeddingBagCollection,
+    device: torch.device,
+    config: ShardingConfig,
+    *,
+    world_size: int,
+    batch_size: int,
+) -> EmbeddingModuleShardingPlan:
+    """Returns the plan for a number of processes; they need not be there.
+
+    Args:
+        embeddings: the tables.
+        device: as for `plan_tables`.
+        config: as for `plan_tables`.
+        world_size: number of processes.
+        batch_size: examples a step of one process.
+
+    Raises:
+        UserError: as for `plan_tables`.
+    """
+    tables = [table for table in embeddings.merged_tables() if table.options.fused]
+    local_size = config.ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    local_size = min(local_size, world_size)
+    if world_size > 1 and config.kind == "auto":
+        return _planned(embeddings, tables, device, config, world_size, local_size, batch_size)
+    makers: dict[str, ParameterShardingGenerator] = {}
+    for number, table in enumerate(sorted(tables, key=_bytes, reverse=True)):
+        if world_size == 1 or config.kind == "table_wise":
+            makers[table.name] = table_wise(rank=number % world_size)
+        elif config.kind == "row_wise":
+            makers[table.name] = row_wise()
+        else:
+            _check_columns(table, world_size)
+            makers[table.name] = column_wise(ranks=list(range(world_size)))
+    return construct_module_sharding_plan(
+        cast("nn.Module", embeddings.fused),
+        makers,
+        sharder=sharder_for(device),
+        world_size=world_size,
+        local_size=local_size,
+        device_type=device.type,
+    )
+
+
+def _planned(
+    embeddings: CompressedEmbeddingBagCollection,
+    tables: list[MergedTable],
+    device: torch.device,
+    config: ShardingConfig,
+    world_size: int,
+    local_size: int,
+    batch_size: int,
+) -> EmbeddingModuleShardingPlan:
+    """Returns the plan that TorchRec's planner finds best.
+
+    Dense tables are replicated by us, and so `data_parallel`, whose tables no fused optimizer
+    trains, is never its choice.
+    """
+    kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
+    wide = [*kinds, ShardingType.COLUMN_WISE.value]
+    constraints = {
+        table.name: ParameterConstraints(
+            sharding_types=wide if table.options.optimizer != "rowwise_adagrad" else kinds,
+            compute_kernels=[EmbeddingComputeKernel.FUSED.value],
+        )
+        for table in tables
+    }
+    planner = EmbeddingShardingPlanner(
+        topology=topology(config, device, world_size, local_size),
+        batch_size=batch_size,
+        constraints=constraints,
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        debug=False,
+    )
+    module = nn.Module()
+    module.fused = cast("nn.Module", embeddings.fused)
+    try:
+        plan = planner.plan(module, [sharder_for(device)])
+    except PlannerError as error:
+        raise UserError(
+            f"sharding: the tables do not fit {world_size} processes ({str(error).splitlines()[0]})"
+            "; compress more, or give more processes or memory"
+        ) from error
+    return cast("EmbeddingModuleShardingPlan", plan.plan["fused"])
+
+
+def topology(
+    config: ShardingConfig, device: torch.device, world_size: int, local_size: int
+) -> Topology:
+    """Returns the cluster that a job describes."""
+    host = _size(config.host_memory or _memory())
+    return Topology(
+        world_size=world_size,
+        compute_device=device.type,
+        hbm_cap=_size(config.device_memory) if device.type == "cuda" else 0,
+        ddr_cap=host // local_size,
+        local_world_size=local_size,
+        # TorchRec counts in bytes per millisecond.
+        intra_host_bw=_size(config.intra_host_bandwidth) / 1000,
+        inter_host_bw=_size(config.inter_host_bandwidth) / 1000,
+    )
+
+
+def _size(given: str | int) -> int:
+    return parse_bytes(given) if isinstance(given, str) else given
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _bytes(table: MergedTable) -> int:
+    return table.size().parameter_bytes + table.size().optimizer_bytes
+
+
+def _check_columns(table: MergedTable, world_size: int) -> None:
+    where = f"sharding.kind = 'column_wise': table {table.name!r} (of {', '.join(table.members)})"
+    if table.options.optimizer == "rowwise_adagrad":
+        raise UserError(
+            f"{where} trains with 'rowwise_adagrad', which would keep one sum for each part of a "
+            "row and so be another optimizer; use optimizer 'adagrad' or 'sgd', or 'row_wise'"
+        )
+    if table.stored_dim % (world_size * FUSED_DIM_MULTIPLE):
+        raise UserError(
+            f"{where} is {table.stored_dim} wide, which {world_size} processes cannot share in "
+            f"multiples of {FUSED_DIM_MULTIPLE}; use 'row_wise' or 'table_wise'"
+        )
