@@ -6,8 +6,9 @@ them, so that help is instant.
 
 import dataclasses
 import logging
+import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,10 +141,15 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of an interrupted run to go on with.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine that train together.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and record it in MLflow.
 
+    Several processes, also of several machines, are started by --nproc or by torchrun:
+    torchrun --nproc-per-node 2 -m recsys_compress train JOB.
     Ctrl-C ends the run after the current step with a checkpoint and status 130.
 
     Example: recsys-compress train pipelines/frappe.toml --set embedding.budget=0.1x
@@ -155,12 +161,16 @@ def train(
             raise UserError("train: no job; name a job file, or a run with --resume RUN_FOLDER")
         job = resume / "job.toml"
     settings = load_job(job, overrides or ())
+    if nproc > 1:
+        _launch(nproc, "train", [job], {"--set": overrides, "--resume": resume, "--json": as_json})
 
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
 
     result = tracked_train(settings, resume=resume, listeners=[ProgressListener()])
+    if not _speaks():
+        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     if as_json:
         _print_json(result.to_json())
     else:
@@ -201,14 +211,20 @@ def compress(
         _store(run_folder, storage or [], as_json)
         return
 
+    from recsys_compress.config import load_job
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
     from recsys_compress.train.folder import read_result
     from recsys_compress.train.post import compress as compress_run
+    from recsys_compress.train.shard import process_group
 
-    job, start = compress_run(run_folder, method, budget, overrides or ())
-    result = tracked_train(job, start=start, listeners=[ProgressListener()])
+    config = load_job(run_folder / "job.toml", overrides or ())
+    with process_group(config.train.device, config.sharding.timeout):
+        job, start = compress_run(run_folder, method, budget, overrides or ())
+        result = tracked_train(job, start=start, listeners=[ProgressListener()])
+    if not _speaks():
+        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     before = read_result(run_folder)
     if as_json:
         figures = {key: before.get(key, {}) for key in ("valid", "test", "bytes")}
@@ -302,6 +318,25 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             options[key] = value
     return options
+
+
+def _launch(nproc: int, command: str, given: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Runs a command in several processes, and ends with their status."""
+    from recsys_compress.train.launch import launch
+
+    arguments = [command, *(str(value) for value in given)]
+    for name, value in options.items():
+        if value is True:
+            arguments.append(name)
+        for one in value if isinstance(value, list) else [value]:
+            if one not in (None, True, False):
+                arguments += [name, str(one)]
+    raise typer.Exit(launch(nproc, arguments))
+
+
+def _speaks() -> bool:
+    """Whether this process prints results: of several that a launcher started, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_json(value: Any) -> None:

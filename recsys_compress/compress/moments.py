@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recsys_compress.ranks import Ranks
+
 
 @dataclass
 class Moments:
@@ -36,6 +38,12 @@ class Moments:
         self.count += len(vectors) if weights is None else float(weights.sum())
         self.total += weighted.sum(dim=0)
         self.outer.addmm_(vectors.t(), weighted)
+
+    def over(self, ranks: Ranks) -> None:
+        """Makes these the moments of the vectors of all processes."""
+        self.count = sum(ranks.gather(self.count))
+        ranks.sum_(self.total)
+        ranks.sum_(self.outer)
 
     def mean(self) -> Tensor:
         """Returns (D,) the mean."""

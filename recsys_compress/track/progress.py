@@ -2,11 +2,15 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from recsys_compress.track.plots import format_bytes
+from recsys_compress.track.tables import make_table
 from recsys_compress.train.events import Metrics, RunResult, RunStart
 from recsys_compress.train.memory import peak_rss_bytes
 
@@ -31,6 +35,8 @@ class ProgressListener:
             f"{run.name}: embeddings {format_bytes(run.bytes['tables'])}, full tables "
             f"{format_bytes(run.bytes['full'])}; in {run.folder}"
         )
+        if run.shards:
+            self._console.print(_shards(run.shards))
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("step"),
@@ -83,3 +89,20 @@ class ProgressListener:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _shards(shards: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns who holds which part of which table."""
+    rows = [
+        [
+            shard["table"],
+            shard["kind"],
+            "all" if shard["rank"] < 0 else str(shard["rank"]),
+            f"{shard['rows']:,}",
+            str(shard["columns"]),
+            format_bytes(shard["parameter_bytes"]),
+            format_bytes(shard["optimizer_bytes"]),
+        ]
+        for shard in shards
+    ]
+    return make_table(["table", "kind", "rank", "rows", "columns", "weights", "state"], rows)

@@ -68,14 +68,19 @@ def tracked_train(
     Raises:
         UserError: the job is not valid, or MLflow cannot be reached.
     """
+    from recsys_compress.train.shard import process_group
     from recsys_compress.train.trainer import train
 
-    tracker = MLflowListener(job)
-    result = train(job, listeners=[tracker, *listeners], resume=resume, start=start)
-    # MLflow gives out its own ids; the run is to have one only.
-    result = dataclasses.replace(result, run_id=tracker.run_id)
-    write_text(result.folder / RESULT, to_json(result.to_json(), indent=2))
-    return result
+    with process_group(job.train.device, job.sharding.timeout) as ranks:
+        with ranks.together():
+            trackers = [MLflowListener(job)] if ranks.first else []
+        result = train(job, listeners=[*trackers, *listeners], resume=resume, start=start)
+        # MLflow gives out its own ids; the run is to have one only.
+        run_id = ranks.agree("".join(tracker.run_id for tracker in trackers))
+        result = dataclasses.replace(result, run_id=run_id)
+        if ranks.first:
+            write_text(result.folder / RESULT, to_json(result.to_json(), indent=2))
+        return result
 
 
 class MLflowListener:
@@ -113,6 +118,8 @@ class MLflowListener:
                 self.run_id = self._resumed(run) or self._created(run)
             self._client.log_text(self.run_id, dump_job(_public(run.job)), "job.toml")
             self._client.log_dict(self.run_id, run.size, "size.json")
+            if run.shards:
+                self._client.log_dict(self.run_id, {"shards": run.shards}, "sharding.json")
         except (MlflowException, OSError) as error:
             raise UserError(f"tracking.uri = {shown(self._uri)!r}: {first_line(error)}") from error
         write_text(run.folder / RUN_FILE, json.dumps({"run_id": self.run_id}) + "\n")

@@ -22,6 +22,8 @@ class RunStart:
         first_step: steps already done by an earlier, interrupted process.
         bytes: see `RunResult.bytes`.
         size: the size report as plain data.
+        shards: which process holds which part of which table, as plain data; nothing in one
+            process alone.
         tags: library versions, dataset checksum, git commit.
     """
 
@@ -33,6 +35,7 @@ class RunStart:
     first_step: int
     bytes: dict[str, float]
     size: dict[str, Any]
+    shards: list[dict[str, Any]]
     tags: dict[str, str]
 
 

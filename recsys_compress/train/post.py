@@ -27,12 +27,13 @@ from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file
 from recsys_compress.models.factorized import candidates, factors
+from recsys_compress.ranks import Ranks
 from recsys_compress.train.build import Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.folder import JOB, MODEL, TABLES, read_policy, read_result
 from recsys_compress.train.handover import Start, hand_over, table_moments
-from recsys_compress.train.shard import process_group
+from recsys_compress.train.shard import process_group, write
 
 # Training rows on which it is measured what cutting a table or layer would cost.
 _MEASURED_BATCH, _MEASURED_BATCHES = 8192, 16
@@ -56,11 +57,10 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, Prepar
         kept = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error
-    weights = built.weights()
-    if {n: w.shape for n, w in weights.items()} != {n: w.shape for n, w in kept.items()}:
+    state = built.state()
+    if {n: tuple(w.size()) for n, w in state.items()} != {n: w.shape for n, w in kept.items()}:
         raise UserError(f"{path}: does not fit {folder / JOB} and its data; train the model anew")
-    for name, value in weights.items():
-        value.copy_(kept[name])
+    write(state, kept)
     built.model.eval()
     return built, dataset
 
@@ -147,7 +147,9 @@ def store(folder: Path, plan: StoragePlan) -> Stored:
     Raises:
         UserError: the run cannot be read, or the plan does not suit its tables.
     """
-    with process_group():
+    with process_group() as ranks:
+        if ranks.size > 1:
+            raise UserError("compress --storage: is the work of one process; start it alone")
         built, dataset = load_run(folder)
         types = plan.resolve(built.embeddings)
         stored = quantize(built.embeddings, plan, built.table_weights())
@@ -171,18 +173,28 @@ def store(folder: Path, plan: StoragePlan) -> Stored:
 def layer_moments(built: Built, dataset: PreparedDataset) -> dict[str, Moments]:
     """Returns the moments of the outputs of a model's layers over the training split, in a pass."""
     moments: dict[str, Moments] = {}
-    handles = []
+    handles, rows = [], [0]
     for name, layer in candidates(built.model.module).items():
         moments[name] = Moments.zeros(layer.out_features)
-        handles.append(layer.register_forward_hook(functools.partial(_count, moments[name])))
-    reader = Reader(dataset, "train", batch_size=built.job.train.eval_batch_size)
+        handles.append(layer.register_forward_hook(functools.partial(_count, moments[name], rows)))
+    ranks = Ranks.current()
+    reader = Reader(
+        dataset,
+        "train",
+        batch_size=built.job.train.eval_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
     built.model.eval()
     with torch.no_grad():
         for batch in reader.epoch(0):
+            rows[0] = len(batch)
             on_device = batch.to(built.device)
             built.model(on_device.dense, on_device.sparse)
     for handle in handles:
         handle.remove()
+    for found in moments.values():
+        found.over(ranks)
     return moments
 
 
@@ -202,8 +214,10 @@ def _losses(
     )
 
 
-def _count(moments: Moments, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
-    moments.add(output.flatten(0, -2))
+def _count(
+    moments: Moments, rows: list[int], _layer: nn.Module, _inputs: object, output: Tensor
+) -> None:
+    moments.add(output[: rows[0]].flatten(0, -2))  # what fills a batch up does not count
 
 
 def _whole_model(

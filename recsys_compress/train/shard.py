@@ -277,6 +277,7 @@ def _quiet() -> Iterator[None]:
         ignore = functools.partial(warnings.filterwarnings, "ignore", category=FutureWarning)
         ignore(module=r"torchrec\.")
         ignore(message="Please use DTensor instead")
+        ignore(module=r"torch\.distributed\.c10d_logger")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -1,11 +1,15 @@
 """Which process holds which part of which fused table: plans of ours, or of TorchRec's planner."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from fbgemm_gpu.tbe.config.embedding_config import BoundsCheckMode
 from torch import nn
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner.planners import EmbeddingShardingPlanner
@@ -22,15 +26,72 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ModuleSharder,
     ModuleShardingPlan,
+    ParameterSharding,
     ShardingType,
 )
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection
-from recsys_compress.compress.lowering import FUSED_DIM_MULTIPLE
+from recsys_compress.compress.lowering import FP32_BYTES, FUSED_DIM_MULTIPLE
 from recsys_compress.compress.merge import MergedTable
 from recsys_compress.config import ShardingConfig, parse_bytes
 from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableShard:
+    """A part of a table, and who holds it.
+
+    Attributes:
+        table: name of the merged table.
+        kind: how the table is divided; "replicated" where each process has all of it.
+        rank: the process; -1 for all.
+        rows: of the part.
+        columns: of the part.
+        parameter_bytes: of its weights.
+        optimizer_bytes: of its optimizer's state.
+    """
+
+    table: str
+    kind: str
+    rank: int
+    rows: int
+    columns: int
+    parameter_bytes: int
+    optimizer_bytes: int
+
+
+def table_shards(
+    embeddings: CompressedEmbeddingBagCollection, plan: Mapping[str, ParameterSharding]
+) -> list[TableShard]:
+    """Returns the parts of all tables, those of each table by rank.
+
+    Args:
+        embeddings: the tables.
+        plan: of the fused ones.
+    """
+    found = []
+    for table in embeddings.merged_tables():
+        places = [(-1, (table.num_embeddings, table.stored_dim))]
+        kind = "replicated"
+        if table.options.fused:
+            sharding = plan[table.name]
+            kind = sharding.sharding_type
+            spec = cast("EnumerableShardingSpec", sharding.sharding_spec)
+            places = [(_rank(shard), tuple(shard.shard_sizes)) for shard in spec.shards]  # type: ignore[misc]
+        found += [
+            TableShard(
+                table=table.name,
+                kind=kind,
+                rank=rank,
+                rows=rows,
+                columns=columns,
+                parameter_bytes=rows * columns * FP32_BYTES,
+                optimizer_bytes=table.options.state_bytes(rows, columns),
+            )
+            for rank, (rows, columns) in places
+        ]
+    return found
 
 
 class AnySharder(EmbeddingBagCollectionSharder):
@@ -178,6 +239,10 @@ def topology(
         intra_host_bw=_size(config.intra_host_bandwidth) / 1000,
         inter_host_bw=_size(config.inter_host_bandwidth) / 1000,
     )
+
+
+def _rank(shard: ShardMetadata) -> int:
+    return int(shard.placement.rank())  # type: ignore[union-attr,arg-type]
 
 
 def _size(given: str | int) -> int:

@@ -41,6 +41,7 @@ from recsys_compress.train.metrics import BinaryMetrics
 from recsys_compress.train.shard import process_group, write
 from recsys_compress.train.state import Progress
 from recsys_compress.train.step import Learner
+from recsys_compress.train.topology import table_shards
 
 LOG_SECONDS = 1.0  # between reports of the training loss
 
@@ -425,6 +426,9 @@ class Trainer:
         }
 
     def _tell_start(self, *, new: bool) -> None:
+        plans = self.built.model.plan.plan.values()
+        plan = {n: p for part in plans for n, p in part.items()}  # type: ignore[attr-defined]
+        shards = table_shards(self.built.embeddings, plan)
         start = RunStart(
             job=self.job,
             folder=self.folder,
@@ -434,6 +438,7 @@ class Trainer:
             first_step=self.progress.step,
             bytes=self._bytes(),
             size=self.size.to_json(),
+            shards=[dataclasses.asdict(s) for s in shards] if self.ranks.size > 1 else [],
             tags={**tags(self.dataset), **self._parent},
         )
         try:
