@@ -1,4 +1,4 @@
-# setup, demo, test, lint, bench, quality, lock. DEVICE=cpu (the default) or cuda picks the lock file.
+# setup, demo, test, soak, lint, bench, quality, lock. DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
 $(error DEVICE is "$(DEVICE)": it must be cpu or cuda)
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench quality lock
+.PHONY: setup demo test soak lint bench quality lock
 
 setup: $(READY)
 	@:
@@ -31,6 +31,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest
+
+# Runs killed at random moments, 20 times alone and 20 times in two processes; 15 minutes.
+soak: setup
+	@$(BIN)/python -m tests.distributed.soak
 
 lint: setup
 	@$(BIN)/ruff format --check .

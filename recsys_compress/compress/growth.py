@@ -113,6 +113,7 @@ class Gradients:
         if ranks.size > 1:
             ids, sums = self.merge()
             self.parts = [(ranks.concat(ids), ranks.concat(sums))]
+            self.merge()
 
     def share(self) -> None:
         """Leaves what all processes have alike to the first one, so that it counts once."""

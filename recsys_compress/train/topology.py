@@ -158,6 +158,8 @@ def plan_for(
     Raises:
         UserError: as for `plan_tables`.
     """
+    if embeddings.fused is None:
+        return EmbeddingModuleShardingPlan()
     tables = [table for table in embeddings.merged_tables() if table.options.fused]
     local_size = config.ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     local_size = min(local_size, world_size)

@@ -375,9 +375,10 @@ class Trainer:
         for number, hook in enumerate(self.learner.hooks):
             hook.load_tensors(below(f"hook/{number}/", rest))
         if self.ranks.rank < len(rest["rng"]):
-            torch.set_rng_state(rest["rng"][self.ranks.rank])
+            # A copy: torch crashes on a part of a tensor.
+            torch.set_rng_state(rest["rng"][self.ranks.rank].clone())
             if "rng.cuda" in rest and self.built.device.type == "cuda":
-                torch.cuda.set_rng_state(rest["rng.cuda"][self.ranks.rank])
+                torch.cuda.set_rng_state(rest["rng.cuda"][self.ranks.rank].clone())
         else:  # a process more than there were
             torch.manual_seed(salt("more", self.ranks.rank, self.progress.step))
 

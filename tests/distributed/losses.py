@@ -19,8 +19,8 @@ def main(dataset: str, folder: str, cases: list[list[Any]], steps: int) -> dict[
     """Returns for each case the losses of its first steps, and what was sharded how."""
     found = {}
     with process_group() as ranks:
-        for name, kind, settings in cases:
-            found[f"{name} {kind}"] = _train(
+        for label, name, kind, settings in cases:
+            found[label] = _train(
                 PreparedDataset.open(Path(dataset)),
                 Path(folder),
                 name,
@@ -41,8 +41,11 @@ def _train(
     steps: int,
     ranks: Ranks,
 ) -> dict[str, Any]:
+    model_name = settings.pop("model", "dcnv2")
     job = make_job(dataset, folder, name, **settings)
-    model = dataclasses.replace(job.model, dcnv2=dataclasses.replace(job.model.dcnv2, dropout=0.0))
+    # Each process draws its own dropout.
+    dcnv2 = dataclasses.replace(job.model.dcnv2, dropout=0.0)
+    model = dataclasses.replace(job.model, name=model_name, dcnv2=dcnv2)
     job = dataclasses.replace(
         job,
         model=model,

@@ -5,6 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(command: list[str], size: int) -> list[subprocess.Popen[str]]:
-    """Starts a command in each of several processes that find each other."""
+def start(
+    command: list[str], size: int, prepare: Mapping[int, Callable[[], None]] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Starts a command in each of several processes that find each other.
+
+    Args:
+        command: what Python runs.
+        size: number of processes.
+        prepare: by rank, what a process does first.
+    """
     port = free_port()
     return [
         subprocess.Popen(
@@ -44,8 +55,32 @@ def start(command: list[str], size: int) -> list[subprocess.Popen[str]]:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=(prepare or {}).get(rank),
         )
         for rank in range(size)
+    ]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a process."""
+
+    status: int
+    out: str
+    err: str
+
+
+def finish(processes: list[subprocess.Popen[str]], seconds: float = _SECONDS) -> list[Done]:
+    """Waits for processes; those that take longer are killed, which their status shows."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(p.poll() is None for p in processes):
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+    outputs = [process.communicate() for process in processes]
+    return [
+        Done(process.returncode, out, err)
+        for process, (out, err) in zip(processes, outputs, strict=True)
     ]
 
 
@@ -60,14 +95,8 @@ def run(module: str, size: int, **arguments: Any) -> list[Any]:
         f"from {module} import main; result = main(**json.loads(sys.argv[1]));"
         "print(json.dumps(result))"
     )
-    processes = start(["-c", code, json.dumps(arguments)], size)
-    found = []
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=_SECONDS)
-            assert process.returncode == 0, err[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
-    finally:
-        for process in processes:
-            process.kill()
-    return found
+    found = finish(start(["-c", code, json.dumps(arguments)], size))
+    assert {done.status for done in found} == {0}, "\n".join(
+        f"status {done.status}: {done.err[-3000:]}" for done in found
+    )
+    return [json.loads(done.out.splitlines()[-1]) for done in found]

@@ -1,0 +1,137 @@
+"""Runs killed at random moments and resumed, over and over: `make soak`."""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from recsys_compress.config import dump_job
+from recsys_compress.data.prepare import prepare
+from recsys_compress.data.sources.synthetic import Synthetic
+from tests.distributed.processes import finish, start
+from tests.train.jobs import make_job
+
+_LOST = 60.0  # seconds after which all others must have said that one is gone
+_TRAINING = 6.0  # seconds in which a run is killed after it has begun to write checkpoints
+
+
+class Soak:
+    """A run that is killed with SIGKILL again and again, and must end as one that never was.
+
+    Args:
+        job: file of the job; it is given a checkpoint at every step.
+        folder: for the runs.
+        size: processes of the run.
+        seed: of the moments.
+    """
+
+    def __init__(self, job: Path, folder: Path, *, size: int, seed: int) -> None:
+        self._job = job
+        self._folder = folder
+        self._size = size
+        self._random = random.Random(seed)  # noqa: S311
+
+    def kill(self, times: int) -> int:
+        """Kills so often; returns how often a checkpoint was being written at that moment.
+
+        Raises:
+            AssertionError: a survivor hung or said nothing, or the end is another one.
+        """
+        whole, kills, writing = self._end("whole"), 0, 0
+        name = "killed-0"
+        while kills < times:
+            processes = self._start(name)
+            known = self._checkpoints(name)
+            while self._checkpoints(name) == known and any(p.poll() is None for p in processes):
+                time.sleep(0.01)
+            time.sleep(self._random.uniform(0, _TRAINING))
+            if all(p.poll() is not None for p in processes):  # it has ended: begin anew
+                assert {done.status for done in finish(processes)} == {0}
+                self._compare(self._run(name), whole)
+                name = f"killed-{kills}"
+                continue
+            victims = self._random.choice([processes, [self._random.choice(processes)]])
+            writing += any(self._run(name).glob("checkpoints/.step-*"))
+            for victim in victims:
+                victim.kill()
+            kills += 1
+            self._check_survivors(processes, victims)
+            print(f"kill {kills}: {len(victims)} of {self._size} processes", file=sys.stderr)
+        self._compare(self._end(name), whole)
+        return writing
+
+    def _check_survivors(
+        self, processes: list["subprocess.Popen[str]"], victims: list["subprocess.Popen[str]"]
+    ) -> None:
+        for process, done in zip(processes, finish(processes, _LOST), strict=True):
+            if process not in victims and done.status != 0:  # it may just have ended
+                assert done.status == 2, f"status {done.status}: {done.err[-2000:]}"
+                (line,) = [x for x in done.err.splitlines() if x.startswith("error: ")]
+                assert "Traceback" not in done.err
+                assert "--resume" in line or "process" in line
+
+    def _start(self, name: str) -> list["subprocess.Popen[str]"]:
+        """Starts a run, or goes on with it where it has begun."""
+        command = ["-m", "recsys_compress", "train"]
+        if self._checkpoints(name):
+            return start([*command, "--resume", str(self._run(name))], self._size)
+        settings = {
+            "train.output": self._folder / name,
+            "train.checkpoint_steps": 1,
+            "tracking.uri": f"sqlite:///{self._folder}/mlflow.db",
+        }
+        words = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
+        return start([*command, str(self._job), *words], self._size)
+
+    def _end(self, name: str) -> Path:
+        """Lets a run end."""
+        for done in finish(self._start(name)):
+            assert done.status == 0, done.err[-2000:]
+        return self._run(name)
+
+    def _run(self, name: str) -> Path:
+        """Returns the folder of the run that has got farthest."""
+        runs = sorted((self._folder / name).glob("dcnv2-*"), key=lambda path: path.stat().st_mtime)
+        begun = [run for run in runs if any(run.glob("checkpoints/step-*"))]
+        return (begun or runs or [self._folder / name])[-1]
+
+    def _checkpoints(self, name: str) -> set[str]:
+        return {path.name for path in self._run(name).glob("checkpoints/step-*")}
+
+    def _compare(self, found: Path, whole: Path) -> None:
+        """Checks that the weights are those of the whole run: to the bit in one process."""
+        expected, actual = (load_file(run / "model.safetensors") for run in (whole, found))
+        most = 0.0 if self._size == 1 else 1e-6
+        for name, weight in expected.items():
+            torch.testing.assert_close(actual[name], weight, rtol=0, atol=most)
+
+
+def main() -> None:
+    """Kills runs of one process and of two, of a method whose state is the most intricate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = Synthetic(rows=20_000, cardinalities=(5, 50, 300, 2000), dense=2)
+        dataset = prepare(source, folder / "data", row_group_rows=1000)
+        job = make_job(dataset, folder / "runs", "dynamic_sparse", batch_size=250, epochs=3)
+        (folder / "job.toml").write_text(dump_job(job), encoding="utf-8")
+        for size in (1, 2):
+            soak = Soak(folder / "job.toml", folder / str(size), size=size, seed=options.seed)
+            writing = soak.kill(options.kills)
+            print(
+                f"{size} process(es): {options.kills} kills, {writing} while a checkpoint was "
+                "being written; the resumed run ends with the weights of an undisturbed one"
+            )
+
+
+if __name__ == "__main__":
+    main()
