@@ -35,7 +35,7 @@ def _train(
 
 def _compress(_ranks: Ranks, run: str, method: str, settings: list[str]) -> dict[str, Any]:
     """Compresses a trained run and fine-tunes it."""
-    job, start = compress(Path(run), method, "0.4x", settings)
+    job, start = compress(Path(run), method, "0.7x", settings)
     result = trainer.train(job, start=start)
     return {
         **dataclasses.asdict(result),

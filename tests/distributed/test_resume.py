@@ -101,7 +101,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 def test_a_killed_run_resumes_to_the_same_weights(
     size: int, job_file: Path, tmp_path: Path
 ) -> None:
-    Soak(job_file, tmp_path, size=size, seed=size).kill(2)
+    Soak(job_file, tmp_path, size=size, seed=size).kill(3 - size)
 
 
 def command_line(resume: Path) -> list[str]:
