@@ -236,6 +236,8 @@ class TrainConfig:
         patience: evaluations without a better monitor after which training stops.
         monitor: the validation figure that picks the checkpoint.
         checkpoint_steps: steps between checkpoints for resuming; 0 for none but at evaluations.
+        background_checkpoints: whether checkpoints are written while training goes on, which takes
+            memory for a second copy of what a process holds.
         seed: of initial values and row order.
         threads: CPU threads; 0 for all.
         device: "cpu" or "cuda".
@@ -255,6 +257,7 @@ class TrainConfig:
     patience: Count = 2
     monitor: Literal["auc", "logloss"] = "auc"
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
+    background_checkpoints: bool = False
     seed: int = 0
     threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["cpu", "cuda"] = "cpu"

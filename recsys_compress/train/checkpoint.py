@@ -6,6 +6,7 @@ read it. Nothing in ours is pickled.
 
 import json
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint._hf_utils import CUSTOM_METADATA_KEY, SAVED_OFFSETS_KEY
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -74,56 +75,134 @@ class Checkpoint:
         return tensors
 
 
-def save(
-    folder: Path, name: str, tensors: Mapping[str, Any], state: Mapping[str, Any], ranks: Ranks
-) -> Path:
-    """Writes a checkpoint as `folder/name` and drops all but the newest few; all processes call it.
+class Saver:
+    """Writes the checkpoints of a run; all its processes call each method, with alike arguments.
+
+    A checkpoint is first written aside. `commit` gives it its name and drops all but the newest
+    few; until then, whatever happens, the checkpoints before it are what counts.
 
     Args:
         folder: of the run's checkpoints, which all processes reach.
-        name: begins with "step-", and sorts behind those of earlier checkpoints.
-        tensors: sharded ones, of which each process writes its part, and those all have alike.
-        state: plain data.
         ranks: the processes.
-
-    Raises:
-        UserError: the folder cannot be written; earlier checkpoints are as they were.
+        background: whether a copy is written while training goes on.
     """
-    path = folder / name
-    if ranks.agree(path.exists()):
-        return path
-    with ranks.together():
-        made = str(temporary_folder(path)) if ranks.first else ""
-    temporary = Path(ranks.agree(made))
-    try:
-        save_parts(dict(tensors), storage_writer=_Writer(str(temporary), save_distributed=True))
+
+    def __init__(self, folder: Path, ranks: Ranks, *, background: bool = False) -> None:
+        self._folder = folder
+        self._ranks = ranks
+        self._background = background
+        self._pending: _Pending | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this process has written its part of one that is not committed yet."""
+        return self._pending is not None and not self._pending.thread.is_alive()
+
+    def save(self, name: str, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Writes a checkpoint; one in the background is committed by a later call.
+
+        Args:
+            name: begins with "step-", and sorts behind those of earlier checkpoints.
+            tensors: sharded ones, of which each process writes its part, and those all have alike.
+            state: plain data.
+
+        Raises:
+            UserError: it cannot be written; earlier checkpoints are as they were.
+        """
+        self.commit()
+        path, ranks = self._folder / name, self._ranks
+        if ranks.agree(path.exists()):
+            return
         with ranks.together():
-            own = temporary.glob(f"shard-{ranks.rank + 1:05d}-*{_SUFFIX}")
-            hashes = {file.name: sha256(file) for file in own}
-        every = {n: h for part in ranks.gather(hashes) for n, h in part.items()}
-        with ranks.together():
+            made = str(temporary_folder(path)) if ranks.first else ""
+        temporary = Path(ranks.agree(made))
+        writer = _Collector(str(temporary), copies=self._background)
+        save_parts(dict(tensors), storage_writer=writer)
+        self._pending = _Pending(path, temporary, dict(state), writer)
+        if self._background:
+            self._pending.thread.start()
+        else:
+            self._pending.write()
+            self.commit()
+
+    def commit(self) -> None:
+        """Waits for a checkpoint that is being written, and gives it its name.
+
+        Raises:
+            UserError: as for `save`.
+        """
+        pending, ranks, self._pending = self._pending, self._ranks, None
+        if pending is None:
+            return
+        try:
+            with ranks.together():
+                pending.join()
+            hashes = {n: h for part in ranks.gather(pending.hashes) for n, h in part.items()}
+            with ranks.together():
+                if ranks.first:
+                    pending.publish(hashes)
+        finally:
             if ranks.first:
-                text = json.dumps({**state, "sha256": every})
-                (temporary / STATE).write_text(text, encoding="utf-8")
-                sync(temporary / STATE)
-                sync(temporary)
-                temporary.rename(path)
-                sync(folder)
-                for old in _steps(folder)[:-KEPT]:
-                    shutil.rmtree(old)
-    except CheckpointException as error:
-        rank, (cause, _) = min(error.failures.items())
-        raise UserError(
-            f"{path}: process {rank} cannot write it ({cause}); the checkpoints before it are whole"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); the checkpoints before it are whole"
-        ) from error
-    finally:
-        if ranks.first:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return path
+                shutil.rmtree(pending.temporary, ignore_errors=True)
+
+
+class _Pending:
+    """A checkpoint that is being written."""
+
+    def __init__(
+        self, path: Path, temporary: Path, state: dict[str, Any], collected: "_Collector"
+    ) -> None:
+        self._path = path
+        self.temporary = temporary
+        self._state = state
+        self._collected = collected
+        self.hashes: dict[str, str] = {}
+        self._error: Exception | None = None
+        self.thread = threading.Thread(target=self.write, name="checkpoint", daemon=True)
+
+    def write(self) -> None:
+        """Writes this process's part, flushed to disk."""
+        try:
+            for name, (tensors, metadata) in self._collected.files.items():
+                save_file(tensors, self.temporary / name, metadata)
+                sync(self.temporary / name)
+                self.hashes[name] = sha256(self.temporary / name)
+        except (OSError, SafetensorError) as error:
+            self._error = error
+
+    def join(self) -> None:
+        """Waits until this process has written.
+
+        Raises:
+            UserError: it could not.
+        """
+        if self.thread.ident is not None:
+            self.thread.join()
+        if self._error is not None:
+            raise UserError(
+                f"{self._path}: cannot be written ({self._error}); the checkpoints before it are "
+                "whole"
+            ) from self._error
+
+    def publish(self, hashes: Mapping[str, str]) -> None:
+        """Gives the checkpoint its name, and drops old ones.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            text = json.dumps({**self._state, "sha256": hashes})
+            (self.temporary / STATE).write_text(text, encoding="utf-8")
+            sync(self.temporary / STATE)
+            sync(self.temporary)
+            self.temporary.rename(self._path)
+            sync(self._path.parent)
+            for old in _steps(self._path.parent)[:-KEPT]:
+                shutil.rmtree(old)
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written ({error}); the checkpoints before it are whole"
+            ) from error
 
 
 def load_newest(folder: Path, ranks: Ranks | None = None) -> Checkpoint:
@@ -153,30 +232,44 @@ def load_newest(folder: Path, ranks: Ranks | None = None) -> Checkpoint:
     raise UserError(f"{folder}: holds no whole checkpoint; start the run anew")
 
 
-class _Writer(HuggingFaceStorageWriter):
-    """Writes a process's tensors straight from where they lie; torch's own copies all of them."""
+class _Collector(HuggingFaceStorageWriter):
+    """Learns which tensors are this process's to write; torch's own writer would copy them all.
+
+    Attributes:
+        files: by name, tensors and metadata as `save_file` takes them.
+
+    Args:
+        path: folder to write to.
+        copies: whether the tensors are copies, which training does not change.
+    """
+
+    def __init__(self, path: str, *, copies: bool) -> None:
+        super().__init__(path, save_distributed=True)
+        self._copies = copies
+        self.files: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Writes one safetensors file, flushed to disk."""
+        """Collects the tensors of one safetensors file."""
         tensors: dict[str, Tensor] = {}
         offsets: dict[str, dict[str, Sequence[int]]] = {}
         results = []
-        number = plan.storage_data["shard_index"]
-        name = f"shard-{number:05d}-model-00001-of-00001{_SUFFIX}"
+        name = f"shard-{plan.storage_data['shard_index']:05d}-model-00001-of-00001{_SUFFIX}"
         for item in plan.items:
             tensor = planner.resolve_data(item)
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{item.index.fqn} is no tensor")
-            tensors[item.index.fqn] = tensor.detach().cpu().contiguous()
+            tensor = tensor.detach()
+            if self._copies and tensor.device.type == "cpu":
+                tensor = tensor.clone()
+            tensors[item.index.fqn] = tensor.cpu().contiguous()
             offset = item.tensor_data.chunk.offsets  # type: ignore[union-attr]
             offsets[item.index.fqn] = {SAVED_OFFSETS_KEY: list(offset)}
             info = _StorageInfo(relative_path=name, offset=0, length=tensor.nbytes)
             results.append(
                 WriteResult(index=item.index, size_in_bytes=tensor.nbytes, storage_data=info)
             )
-        path = Path(self.path) / name
-        save_file(tensors, path, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
-        sync(path)
+        if tensors:
+            self.files[name] = (tensors, {CUSTOM_METADATA_KEY: json.dumps(offsets)})
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done

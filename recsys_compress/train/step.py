@@ -46,7 +46,9 @@ class Learner:
             for module in _batch_norms(self.built.model):
                 module.eval()
 
-    def step(self, batch: Batch, done: float, after: float, *, stop: bool) -> tuple[Tensor, bool]:
+    def step(
+        self, batch: Batch, done: float, after: float, *, stop: bool = False, written: bool = False
+    ) -> tuple[Tensor, bool, bool]:
         """Learns from a batch.
 
         Args:
@@ -54,9 +56,11 @@ class Learner:
             done: share of the phase's steps that are done.
             after: the same after this step.
             stop: whether this process was asked to stop.
+            written: whether this process has written its part of a checkpoint.
 
         Returns:
-            The loss of the whole batch, and whether any process was asked to stop.
+            The loss of the whole batch, whether any process was asked to stop, and whether all have
+            written.
         """
         built = self.built
         batch = batch.to(built.device)
@@ -65,13 +69,13 @@ class Learner:
         loss = self._loss(batch)
         rows = batch.total / self._ranks.size
         torch.autograd.backward(self._penalty.added_to(loss, rows))
-        loss, stopped = self._averaged(loss.detach(), stop)
+        loss, stops, writes = self._averaged(loss.detach(), float(stop), float(written))
         built.optimizers.step(tables_only=self._phase.freeze_model)
         if self._phase.search:
             self._search(batch)
         for hook in self.hooks:
             hook.on_step(after)
-        return loss, stopped
+        return loss, stops > 0.0, writes == 1.0
 
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norm the mean of those of all processes."""
@@ -87,19 +91,19 @@ class Learner:
         )
         return total * (self._ranks.size / batch.total)
 
-    def _averaged(self, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """Averages the gradients of what is replicated, in one exchange with loss and stop."""
+    def _averaged(self, loss: Tensor, stops: float, writes: float) -> tuple[Tensor, float, float]:
+        """Averages the gradients of what is replicated and, in the same exchange, these figures."""
         if self._ranks.size == 1:
-            return loss, stop
+            return loss, stops, writes
         with torch.no_grad():
             gradients = [p.grad for p in self.built.optimizers.dense_parameters]
             found = [g for g in gradients if g is not None]
-            said = torch.stack([loss, torch.tensor(float(stop), device=loss.device)])
+            said = torch.cat([loss.view(1), loss.new_tensor([stops, writes])])
             flat = self._ranks.mean_(torch.cat([said, *(g.flatten() for g in found)]))
-            said, *means = torch.split(flat, [2, *(g.numel() for g in found)])
+            said, *means = torch.split(flat, [3, *(g.numel() for g in found)])
             for gradient, mean in zip(found, means, strict=True):
                 gradient.copy_(mean.view_as(gradient))
-            return said[0], bool(said[1] > 0)
+            return said[0], float(said[1]), float(said[2])
 
     def _search(self, batch: Batch) -> None:
         """Lets hooks take a step of their own, in which no table moves."""

@@ -29,7 +29,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file, to_json, write_text
 from recsys_compress.ranks import Ranks, lost_process
 from recsys_compress.train.build import Built, build, logical_tables, lowered
-from recsys_compress.train.checkpoint import Checkpoint, load_newest, save
+from recsys_compress.train.checkpoint import Checkpoint, Saver, load_newest
 from recsys_compress.train.context import stop_signals, tags
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
@@ -141,6 +141,9 @@ class Trainer:
         self.size = self._size(self.phases[-1].policy)
         name = f"{self.name}-{self.progress.run_id[:8]}"
         self.folder = resume or Path(job.train.output) / name
+        self.saver = Saver(
+            self.folder / "checkpoints", ranks, background=job.train.background_checkpoints
+        )
         if start is not None:
             start.write(self.built)
         if checkpoint is None:
@@ -173,6 +176,7 @@ class Trainer:
         while not self.interrupted and self.progress.phase + 1 < len(self.phases):
             self._next_phase()
             self._train_phase(asked)
+        self.saver.commit()
 
     def _train_phase(self, asked: threading.Event) -> None:
         """Trains until the phase's epochs are over, or validation stops improving."""
@@ -180,9 +184,15 @@ class Trainer:
         while not self._phase_is_over():
             for batch in self.reader:
                 done, steps = self._done(), self._phase_steps()
-                loss, self.interrupted = self.learner.step(
-                    batch, done / steps, (done + 1) / steps, stop=asked.is_set()
+                loss, self.interrupted, written = self.learner.step(
+                    batch,
+                    done / steps,
+                    (done + 1) / steps,
+                    stop=asked.is_set(),
+                    written=self.saver.ready,
                 )
+                if written:
+                    self.saver.commit()
                 meter.add(loss, batch.total)
                 self.progress.step += 1
                 due = self.progress.step % len(self.reader) in self.evaluations
@@ -351,12 +361,10 @@ class Trainer:
         tensors["rng"] = self.ranks.concat(torch.get_rng_state().unsqueeze(0))
         if self.built.device.type == "cuda":
             tensors["rng.cuda"] = self.ranks.concat(torch.cuda.get_rng_state().unsqueeze(0))
-        save(
-            self.folder / "checkpoints",
+        self.saver.save(
             f"step-{self.progress.step:09d}-{self.progress.phase}",
             tensors,
             dataclasses.asdict(self.progress),
-            self.ranks,
         )
 
     def _sharded_tensors(self) -> dict[str, Any]:

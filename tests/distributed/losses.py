@@ -58,7 +58,7 @@ def _train(
         if number == steps:
             break
         done = number / steps
-        loss, _ = trainer.learner.step(batch, done, done + 1 / steps, stop=False)
+        loss, *_ = trainer.learner.step(batch, done, done + 1 / steps)
         losses.append(float(loss))
     modules = trainer.built.model.modules()
     sharded = [m for m in modules if isinstance(m, ShardedEmbeddingBagCollection)]

@@ -1,6 +1,7 @@
 """Runs killed at random moments and resumed, over and over: `make soak`."""
 
 import argparse
+import itertools
 import random
 import subprocess
 import sys
@@ -29,9 +30,11 @@ class Soak:
         folder: for the runs.
         size: processes of the run.
         seed: of the moments.
+        background: whether checkpoints are written while training goes on.
     """
 
-    def __init__(self, job: Path, folder: Path, *, size: int, seed: int) -> None:
+    def __init__(self, job: Path, folder: Path, *, size: int, seed: int, background: bool) -> None:
+        self._background = background
         self._job = job
         self._folder = folder
         self._size = size
@@ -84,6 +87,7 @@ class Soak:
         settings = {
             "train.output": self._folder / name,
             "train.checkpoint_steps": 1,
+            "train.background_checkpoints": str(self._background).lower(),
             "tracking.uri": f"sqlite:///{self._folder}/mlflow.db",
         }
         words = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
@@ -124,12 +128,19 @@ def main() -> None:
         dataset = prepare(source, folder / "data", row_group_rows=1000)
         job = make_job(dataset, folder / "runs", "dynamic_sparse", batch_size=250, epochs=3)
         (folder / "job.toml").write_text(dump_job(job), encoding="utf-8")
-        for size in (1, 2):
-            soak = Soak(folder / "job.toml", folder / str(size), size=size, seed=options.seed)
+        for size, background in itertools.product((1, 2), (False, True)):
+            soak = Soak(
+                folder / "job.toml",
+                folder / f"{size}-{background}",
+                size=size,
+                seed=options.seed,
+                background=background,
+            )
             writing = soak.kill(options.kills)
             print(
-                f"{size} process(es): {options.kills} kills, {writing} while a checkpoint was "
-                "being written; the resumed run ends with the weights of an undisturbed one"
+                f"{size} process(es), checkpoints in the {'back' if background else 'fore'}ground: "
+                f"{options.kills} kills, {writing} while a checkpoint was being written; the "
+                "resumed run ends with the weights of an undisturbed one"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from recsys_compress.config import load_job
 from recsys_compress.ranks import Ranks
 from recsys_compress.train import trainer
+from recsys_compress.train.checkpoint import Saver
 from recsys_compress.train.post import compress
 from recsys_compress.train.shard import process_group
 from tests.train.jobs import Recorder
@@ -48,7 +49,7 @@ def _compress(_ranks: Ranks, run: str, method: str, settings: list[str]) -> dict
 def _rewrite(ranks: Ranks, run: str, out: str) -> int:
     """Reads a run's checkpoint and writes it again elsewhere; returns its step."""
     begun = trainer.Trainer(load_job(Path(run) / "job.toml"), ranks, [], Path(run))
-    begun.folder = Path(out)
+    begun.saver = Saver(Path(out) / "checkpoints", ranks)
     begun._checkpoint()
     return begun.progress.step
 

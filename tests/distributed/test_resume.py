@@ -101,7 +101,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 def test_a_killed_run_resumes_to_the_same_weights(
     size: int, job_file: Path, tmp_path: Path
 ) -> None:
-    Soak(job_file, tmp_path, size=size, seed=size).kill(3 - size)
+    Soak(job_file, tmp_path, size=size, seed=size, background=size == 2).kill(3 - size)
 
 
 def command_line(resume: Path) -> list[str]:
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line_in_all_processes(
         checkpoints.chmod(0o755)
     for one in done:
         assert (one.status, "Traceback" in one.err) == (2, False), one.err
-        assert re.search(r"error: .*step-\d+-0: .*(cannot be written|cannot write it)", one.err)
+        assert re.search(r"error: .*step-\d+-0: .*cannot be written", one.err)
     after = load_newest(checkpoints)
     assert after.path == before.path
     assert all(torch.equal(value, tensors[name]) for name, value in after.read().items())

@@ -129,15 +129,23 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     assert_same_end(resumed, whole)
 
 
-@pytest.mark.parametrize("log_seconds", [0.0, 1e9])
+@pytest.mark.parametrize(("log_seconds", "background"), [(0.0, False), (1e9, False), (1e9, True)])
 def test_checkpoints_between_evaluations(
     log_seconds: float,
+    background: bool,
     synthetic_dataset: PreparedDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("recsys_compress.train.trainer.LOG_SECONDS", log_seconds)
-    result = train(make_job(synthetic_dataset, tmp_path, epochs=1, checkpoint_steps=10))
+    job = make_job(
+        synthetic_dataset,
+        tmp_path,
+        epochs=1,
+        checkpoint_steps=10,
+        background_checkpoints=background,
+    )
+    result = train(job)
     kept = [path.name for path in sorted((result.folder / "checkpoints").iterdir())]
     assert kept == ["step-000000030-0", f"step-{result.steps:09d}-0"]
 
