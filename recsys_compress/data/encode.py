@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_compress.data.hashing import fold, hash_values
+from recsys_compress.data.inputs import Kind
 from recsys_compress.data.schema import (
     HASH_NUM_EMBEDDINGS,
     MISSING_ID,
@@ -88,6 +89,13 @@ class VocabularyEncoder(FieldEncoder):
         self._counter = Counter()
         self._index = _Index(pa.array([], pa.int64()))
 
+    @classmethod
+    def of(cls, values: pa.Array) -> "VocabularyEncoder":
+        """Returns the encoder of a known vocabulary: distinct values, in the order of their ids."""
+        encoder = cls(min_count=1)
+        encoder._index = _Index(values)
+        return encoder
+
     @property
     def num_embeddings(self) -> int:
         """One more than the greatest id there may be."""
@@ -159,6 +167,19 @@ class HashEncoder(FieldEncoder):
 def make_encoder(encoding: Encoding, min_count: int) -> FieldEncoder:
     """Returns the encoder of one field."""
     return VocabularyEncoder(min_count) if encoding == "vocabulary" else HashEncoder()
+
+
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """Returns all ids of a column, of values or of lists, in one array."""
+    if pa.types.is_large_list(column.type):
+        chunks = [chunk.flatten() for chunk in column.chunks]
+        return pa.concat_arrays(chunks) if chunks else pa.array([], column.type.value_type)
+    return column.combine_chunks()
+
+
+def kind(values: pa.DataType) -> Kind:
+    """Returns what ids of a type are."""
+    return "string" if pa.types.is_large_string(values) else "integer"
 
 
 class _Index:

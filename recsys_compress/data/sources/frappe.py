@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from recsys_compress.data.sources.columns import ids, labels
+from recsys_compress.data.columns import ids, labels
 from recsys_compress.data.sources.files import CsvFormat, check_columns, read_tables
 from recsys_compress.data.sources.source import Chunk, RawField, RawSchema, Source
 from recsys_compress.data.split import SPLITS
