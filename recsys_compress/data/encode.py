@@ -101,6 +101,11 @@ class VocabularyEncoder(FieldEncoder):
         """One more than the greatest id there may be."""
         return len(self._index) + NUM_RESERVED_IDS
 
+    @property
+    def values(self) -> pa.Array:
+        """The known values, in the order of their ids."""
+        return self._index.values
+
     def count(self, values: pa.Array) -> None:
         """Takes in values of the training split."""
         self._counter.add(values)
@@ -191,7 +196,7 @@ class _Index:
 
     def __init__(self, values: pa.Array) -> None:
         keys = _keys(values)
-        self._values = values
+        self.values = values
         self._order = np.argsort(keys)
         self._keys = keys[self._order]
         self._alike = 1  # most values that share a key
@@ -199,7 +204,7 @@ class _Index:
             self._alike += 1
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def find(self, values: pa.Array) -> Int64s:
         """Returns the position of each value of an array without nulls, -1 where it is absent."""
@@ -212,7 +217,7 @@ class _Index:
             rows = rows[self._keys[slot[rows]] == keys[rows]]
             if len(rows):
                 positions = self._order[slot[rows]]
-                same = pc.equal(self._values.take(pa.array(positions)), values.take(pa.array(rows)))
+                same = pc.equal(self.values.take(pa.array(positions)), values.take(pa.array(rows)))
                 chosen = same.to_numpy(zero_copy_only=False)
                 found[rows[chosen]] = positions[chosen]
         return found
