@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from recsys_compress.commands import deploy
+from recsys_compress.commands.common import AsJson, hint, print_json, storage_plan
 from recsys_compress.errors import UserError
-from recsys_compress.files import to_json
 
 INTERRUPTED = 130
 
@@ -24,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -99,11 +98,11 @@ def prepare(
     dense = list(dataset.schema.dense)
     if as_json:
         found = {"path": str(out), "checksum": dataset.checksum, "rows": rows}
-        _print_json({**found, "dense": dense, "categorical": categorical})
+        print_json({**found, "dense": dense, "categorical": categorical})
     else:
         counts = ", ".join(f"{split} {number:,}" for split, number in rows.items())
         typer.echo(f"{out}: {counts} rows; {len(categorical)} categorical, {len(dense)} dense")
-    _hint(f"recsys-compress profile {out}")
+    hint(f"recsys-compress profile {out}")
 
 
 @app.command()
@@ -123,7 +122,7 @@ def profile(
 
     found = profile_dataset(PreparedDataset.open(dataset), dim)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_table(render(found))
 
@@ -162,11 +161,11 @@ def train(
 
     result = tracked_train(settings, resume=resume, listeners=[ProgressListener()])
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         print_result(result)
     if result.interrupted:
-        _hint(f"recsys-compress train --resume {result.folder}")
+        hint(f"recsys-compress train --resume {result.folder}")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -212,28 +211,27 @@ def compress(
     before = read_result(run_folder)
     if as_json:
         figures = {key: before.get(key, {}) for key in ("valid", "test", "bytes")}
-        _print_json({**result.to_json(), "before": figures})
+        print_json({**result.to_json(), "before": figures})
     else:
         print_result(result, before)
     if result.interrupted:
-        _hint(f"recsys-compress train --resume {result.folder}")
+        hint(f"recsys-compress train --resume {result.folder}")
         raise typer.Exit(INTERRUPTED)
 
 
 def _store(run_folder: Path, storage: Sequence[str], as_json: bool) -> None:
     """Stores a run's tables in other types."""
-    from recsys_compress.compress.storage import StoragePlan
     from recsys_compress.track.tables import print_stored
     from recsys_compress.train.post import store
 
-    named = dict(text.rpartition("=")[::2] for text in storage)
-    if len(named) < len(storage) or ("" in named and len(named) > 1):
-        raise UserError("--storage: give one type for all tables, or one TABLE=TYPE for each")
-    found = store(run_folder, StoragePlan(types=named.get("", named)))  # type: ignore[arg-type]
+    found = store(run_folder, storage_plan(storage))
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_stored(found)
+
+
+app.add_typer(deploy.app)
 
 
 @app.command()
@@ -255,7 +253,7 @@ def methods(as_json: AsJson = False) -> None:
         for name, method in method_classes().items()
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for name, shown in found.items():
         typer.echo(f"{name}: {shown['description']}")
@@ -277,11 +275,11 @@ def demo(
 
     found = compare(out)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_demo(found)
     last = found.runs[-1].folder / "job.toml"
-    _hint(f"recsys-compress train {last} --set embedding.budget=0.05x")
+    hint(f"recsys-compress train {last} --set embedding.budget=0.05x")
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -302,11 +300,3 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             options[key] = value
     return options
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(to_json(value))
-
-
-def _hint(command: str) -> None:
-    typer.echo(f"next: {command}", err=True)

@@ -6,8 +6,7 @@ from typing import Any
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.pyfunc import PythonModel
-from mlflow.pyfunc.model import PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from recsys_compress.errors import UserError
 from recsys_compress.serve.predictor import Floats, Predictor
@@ -20,7 +19,7 @@ MAX_ROWS = 10_000  # of one request; larger jobs are for `recsys-compress score`
 MAX_BYTES = 8 << 20  # of one request's columns
 
 
-class ServedModel(PythonModel):  # type: ignore[misc]
+class ServedModel(PythonModel):
     """Scores the rows of a request; what is wrong with them is the client's error (400)."""
 
     def load_context(self, context: PythonModelContext) -> None:

@@ -1,0 +1,38 @@
+"""What commands share: the option for JSON, and how they print."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recsys_compress.errors import UserError
+from recsys_compress.files import to_json
+
+if TYPE_CHECKING:
+    from recsys_compress.compress.storage import StoragePlan
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+
+
+def print_json(value: Any) -> None:
+    """Prints plain data on one line of standard output."""
+    typer.echo(to_json(value))
+
+
+def hint(command: str) -> None:
+    """Names the next command, on standard error."""
+    typer.echo(f"next: {command}", err=True)
+
+
+def storage_plan(storage: Sequence[str]) -> "StoragePlan":
+    """Returns the plan of `--storage` options: one TYPE, or a TABLE=TYPE for each table.
+
+    Raises:
+        UserError: they are mixed, or a type is unknown.
+    """
+    from recsys_compress.compress.storage import StoragePlan
+
+    named = dict(text.rpartition("=")[::2] for text in storage)
+    if len(named) < len(storage) or ("" in named and len(named) > 1):
+        raise UserError("--storage: give one type for all tables, or one TABLE=TYPE for each")
+    return StoragePlan(types=named.get("", named))  # type: ignore[arg-type]
