@@ -1,5 +1,7 @@
 """Commands from a finished run to scores: export, register, promote, rollback, score, serve."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,10 +142,8 @@ def score(
     --output scores.parquet
     """
     from recsys_compress.serve.score import score as score_rows
-    from recsys_compress.track.registry import located
-    from recsys_compress.track.uri import tracking_uri
 
-    with located(model, uri or tracking_uri()) as folder:
+    with _located(model, uri) as folder:
         found = score_rows(folder, rows, output, keep=keep or (), progress=True)
     if as_json:
         print_json(found.to_json())
@@ -167,10 +167,8 @@ def vectors(
     """
     from recsys_compress.serve.predictor import Predictor
     from recsys_compress.serve.vectors import write_vectors
-    from recsys_compress.track.registry import located
-    from recsys_compress.track.uri import tracking_uri
 
-    with located(model, uri or tracking_uri()) as folder:
+    with _located(model, uri) as folder:
         rows = write_vectors(Predictor.load(folder), field, output)
     if as_json:
         print_json({"output": str(output), "rows": rows})
@@ -196,6 +194,19 @@ def serve(
 
     model = f"models:/{name}@{alias}"
     raise typer.Exit(serve_model(model, uri or tracking_uri(), host, port, workers))
+
+
+@contextlib.contextmanager
+def _located(model: str, uri: str | None) -> Iterator[Path]:
+    """Yields the folder of a model; MLflow, seconds to import, only where it is asked."""
+    if not model.startswith("models:/"):
+        yield Path(model)
+        return
+    from recsys_compress.track.registry import located
+    from recsys_compress.track.uri import tracking_uri
+
+    with located(model, uri or tracking_uri()) as folder:
+        yield folder
 
 
 def _show(decision: "Decision", as_json: bool) -> None:

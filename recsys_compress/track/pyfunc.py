@@ -1,16 +1,21 @@
 """A deployed model as MLflow serves it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from recsys_compress.errors import UserError
 from recsys_compress.serve.predictor import Floats, Predictor
 from recsys_compress.serve.rows import to_table
+
+with warnings.catch_warnings():
+    # MLflow says so of its own types, on import.
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+    from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 CODE = Path(__file__).with_name("pyfunc_code.py")
 ARTIFACT = "artifact"  # name of our folder among the model's artifacts

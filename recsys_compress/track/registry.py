@@ -8,6 +8,7 @@ run again finishes what is unfinished and makes nothing twice.
 import contextlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -141,14 +142,11 @@ def load(client: MlflowClient, version: ModelVersion) -> Predictor:
 
 @contextlib.contextmanager
 def located(model: str, uri: str) -> Iterator[Path]:
-    """Yields the folder of an artifact: `model` itself, or that of `models:/NAME@ALIAS`.
+    """Yields the folder of the artifact that `models:/NAME@ALIAS` names, for as long as needed.
 
     Raises:
         UserError: there is no such version, or its artifact has been changed.
     """
-    if not model.startswith(_URI):
-        yield Path(model)
-        return
     with tempfile.TemporaryDirectory() as temporary:
         with connected(uri) as client:
             version = named(client, model)
@@ -190,8 +188,9 @@ def fetch_model(client: MlflowClient, version: ModelVersion, folder: Path) -> Pa
     flavor = Model.load(str(model)).flavors.get("python_function", {})
     code = model / Path(str(flavor.get("model_code_path"))).name
     if (
-        flavor.get("loader_module") != "mlflow.pyfunc.model"
-        or flavor.keys() & {"python_model", "code"}
+        flavor.get("loader_module") != "mlflow.pyfunc.loaders.code_model"
+        or flavor.get("code")
+        or "python_model" in flavor
         or not code.is_file()
         or code.read_bytes() != CODE.read_bytes()
     ):
@@ -247,14 +246,17 @@ def _create(
         tags |= {"parent.version": str(champion.version)}
         tags |= _moved(load(client, champion), predictor)
     model = out.with_name(place)
-    mlflow.pyfunc.save_model(
-        str(model),
-        python_model=str(CODE),
-        artifacts={ARTIFACT: str(out)},
-        signature=_signature(artifact),
-        input_example=_example(predictor),
-        pip_requirements=[f"{package}=={metadata.version(package)}" for package in _PACKAGES],
-    )
+    with warnings.catch_warnings():
+        # pandas says so of how MLflow looks at the example's columns.
+        warnings.filterwarnings("ignore", "Operation with range is deprecated")
+        mlflow.pyfunc.save_model(
+            str(model),
+            python_model=str(CODE),
+            artifacts={ARTIFACT: str(out)},
+            signature=_signature(artifact),
+            input_example=_example(predictor),
+            pip_requirements=[f"{package}=={metadata.version(package)}" for package in _PACKAGES],
+        )
     client.log_artifacts(run_id, str(model), place)
     return client.create_model_version(
         name,
