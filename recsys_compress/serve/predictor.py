@@ -4,6 +4,7 @@ It needs neither the data it was trained on nor MLflow; see docs/deploy.md for t
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ from recsys_compress.train.build import EMBEDDINGS, lowered
 BATCH_ROWS = 8192
 
 Floats = npt.NDArray[np.float32]
+
+# torch says so on torchrec's first look-up, and no user can act on it.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(
+    lambda record: "is_fx_tracing will return" not in record.getMessage()
+)
 
 
 class Predictor:
