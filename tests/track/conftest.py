@@ -131,8 +131,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(uri: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + 90
+def wait_for(uri: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{uri}/health", timeout=1):  # noqa: S310

@@ -26,7 +26,10 @@ from recsys_compress.train.metrics import BinaryMetrics
 from tests.serve.clicks import held_out
 from tests.track.conftest import free_port, wait_for
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),
+    pytest.mark.timeout(400),  # three processes start one another, each with torch
+]
 
 COLUMNS = ["user", "item", "price", "tags", "tag_weights", "at"]
 
@@ -50,7 +53,7 @@ def scoring(
             command, env=environment, stdout=file, stderr=file, start_new_session=True
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}", process, log)
+        wait_for(f"http://127.0.0.1:{port}", process, log, seconds=300)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
         process.send_signal(signal.SIGTERM)
