@@ -299,14 +299,17 @@ def _moved(before: Predictor, after: Predictor) -> dict[str, str]:
 
 
 def _signature(artifact: Artifact) -> ModelSignature:
-    """Returns the columns; a missing integer makes a float of it in pandas, so those are "any"."""
-    columns = [ColSpec(DataType.double, dense.name) for dense in artifact.inputs.dense]
+    """Returns the columns; those of ids are "any", and checked by the predictor.
+
+    With a type of their own MLflow would refuse a missing integer, which pandas makes a float, and
+    in some forms of a request read a missing text as "None".
+    """
+    unchecked = AnyType()  # type: ignore[no-untyped-call]
+    columns = {d.name: ColSpec(DataType.double, d.name) for d in artifact.inputs.dense}
     for field in artifact.inputs.ids:
-        text = field.kind == "string" and not field.multi_valued and not field.text
-        kind = DataType.string if text else AnyType()  # type: ignore[no-untyped-call]
-        columns += [ColSpec(kind, column) for column in field.columns()]
-    unique: list[ColSpec | TensorSpec] = list({c.name: c for c in columns}.values())
-    return ModelSignature(inputs=Schema(unique), outputs=Schema([ColSpec(DataType.float)]))
+        columns |= {column: ColSpec(unchecked, column) for column in field.columns()}
+    inputs: list[ColSpec | TensorSpec] = list(columns.values())
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema([ColSpec(DataType.float)]))
 
 
 def _example(predictor: Predictor) -> pd.DataFrame:

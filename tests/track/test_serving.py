@@ -85,7 +85,7 @@ def test_the_server_reaches_the_auc_of_training(
     assert status == 200, answer
     scores = torch.tensor(answer["predictions"], dtype=torch.float64)
     metrics = BinaryMetrics()
-    metrics.update(torch.logit(scores), torch.from_numpy(rows["click"].to_numpy()))
+    metrics.update(torch.logit(scores), torch.tensor(rows["click"].to_numpy()))
     expected = tracked_runs[1].test["auc"]
     assert metrics.compute()["auc"] == pytest.approx(expected, abs=1e-6)
 
