@@ -101,7 +101,7 @@ def test_other_forms_of_a_request(scoring: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(other["predictions"], answer["predictions"], atol=1e-6)
     pq.write_table(rows, tmp_path / "rows.parquet")
     parquet = (tmp_path / "rows.parquet").read_bytes()
-    status, other = ask(scoring, parquet, "application/x-parquet")
+    status, other = ask(scoring, parquet, "application/vnd.apache.parquet")
     assert status == 200, other
     np.testing.assert_allclose(other["predictions"], answer["predictions"], atol=1e-6)
 
