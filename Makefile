@@ -1,4 +1,5 @@
-# setup, demo, test, soak, lint, bench, quality, lock. DEVICE=cpu (the default) or cuda picks the lock file.
+# setup, demo, test, soak, lint, bench, bench-serving, quality, lock.
+# DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
 $(error DEVICE is "$(DEVICE)": it must be cpu or cuda)
@@ -21,7 +22,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test soak lint bench quality lock
+.PHONY: setup demo test soak lint bench bench-serving quality lock
 
 setup: $(READY)
 	@:
@@ -43,6 +44,11 @@ lint: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run
+
+# Load on a scoring server that is up: make bench-serving URL=http://127.0.0.1:5001/invocations \
+#     ROWS=rows.parquet PROCESS=its-id
+bench-serving: setup
+	@$(BIN)/python -m benchmarks.load $(URL) --rows $(ROWS) $(if $(PROCESS),--process $(PROCESS))
 
 # Real data, hours on 2 cores for what has no figures yet; DATA holds movielens-1m/ and frappe/.
 quality: setup

@@ -6,16 +6,23 @@ them, so that help is instant.
 
 import dataclasses
 import logging
-import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from recsys_compress.commands import deploy
+from recsys_compress.commands.common import (
+    AsJson,
+    hint,
+    launch_again,
+    print_json,
+    speaks,
+    storage_plan,
+)
 from recsys_compress.errors import UserError
-from recsys_compress.files import to_json
 
 INTERRUPTED = 130
 
@@ -25,8 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -100,11 +105,11 @@ def prepare(
     dense = list(dataset.schema.dense)
     if as_json:
         found = {"path": str(out), "checksum": dataset.checksum, "rows": rows}
-        _print_json({**found, "dense": dense, "categorical": categorical})
+        print_json({**found, "dense": dense, "categorical": categorical})
     else:
         counts = ", ".join(f"{split} {number:,}" for split, number in rows.items())
         typer.echo(f"{out}: {counts} rows; {len(categorical)} categorical, {len(dense)} dense")
-    _hint(f"recsys-compress profile {out}")
+    hint(f"recsys-compress profile {out}")
 
 
 @app.command()
@@ -124,7 +129,7 @@ def profile(
 
     found = profile_dataset(PreparedDataset.open(dataset), dim)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_table(render(found))
 
@@ -162,21 +167,23 @@ def train(
         job = resume / "job.toml"
     settings = load_job(job, overrides or ())
     if nproc > 1:
-        _launch(nproc, "train", [job], {"--set": overrides, "--resume": resume, "--json": as_json})
+        launch_again(
+            nproc, "train", [job], {"--set": overrides, "--resume": resume, "--json": as_json}
+        )
 
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
 
     result = tracked_train(settings, resume=resume, listeners=[ProgressListener()])
-    if not _speaks():
+    if not speaks():
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         print_result(result)
     if result.interrupted:
-        _hint(f"recsys-compress train --resume {result.folder}")
+        hint(f"recsys-compress train --resume {result.folder}")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -223,33 +230,32 @@ def compress(
     with process_group(config.train.device, config.sharding.timeout):
         job, start = compress_run(run_folder, method, budget, overrides or ())
         result = tracked_train(job, start=start, listeners=[ProgressListener()])
-    if not _speaks():
+    if not speaks():
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     before = read_result(run_folder)
     if as_json:
         figures = {key: before.get(key, {}) for key in ("valid", "test", "bytes")}
-        _print_json({**result.to_json(), "before": figures})
+        print_json({**result.to_json(), "before": figures})
     else:
         print_result(result, before)
     if result.interrupted:
-        _hint(f"recsys-compress train --resume {result.folder}")
+        hint(f"recsys-compress train --resume {result.folder}")
         raise typer.Exit(INTERRUPTED)
 
 
 def _store(run_folder: Path, storage: Sequence[str], as_json: bool) -> None:
     """Stores a run's tables in other types."""
-    from recsys_compress.compress.storage import StoragePlan
     from recsys_compress.track.tables import print_stored
     from recsys_compress.train.post import store
 
-    named = dict(text.rpartition("=")[::2] for text in storage)
-    if len(named) < len(storage) or ("" in named and len(named) > 1):
-        raise UserError("--storage: give one type for all tables, or one TABLE=TYPE for each")
-    found = store(run_folder, StoragePlan(types=named.get("", named)))  # type: ignore[arg-type]
+    found = store(run_folder, storage_plan(storage))
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_stored(found)
+
+
+app.add_typer(deploy.app)
 
 
 @app.command()
@@ -271,7 +277,7 @@ def methods(as_json: AsJson = False) -> None:
         for name, method in method_classes().items()
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for name, shown in found.items():
         typer.echo(f"{name}: {shown['description']}")
@@ -293,11 +299,11 @@ def demo(
 
     found = compare(out)
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         print_demo(found)
     last = found.runs[-1].folder / "job.toml"
-    _hint(f"recsys-compress train {last} --set embedding.budget=0.05x")
+    hint(f"recsys-compress train {last} --set embedding.budget=0.05x")
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -318,30 +324,3 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             options[key] = value
     return options
-
-
-def _launch(nproc: int, command: str, given: Sequence[Any], options: Mapping[str, Any]) -> None:
-    """Runs a command in several processes, and ends with their status."""
-    from recsys_compress.train.launch import launch
-
-    arguments = [command, *(str(value) for value in given)]
-    for name, value in options.items():
-        if value is True:
-            arguments.append(name)
-        for one in value if isinstance(value, list) else [value]:
-            if one not in (None, True, False):
-                arguments += [name, str(one)]
-    raise typer.Exit(launch(nproc, arguments))
-
-
-def _speaks() -> bool:
-    """Whether this process prints results: of several that a launcher started, the first."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(to_json(value))
-
-
-def _hint(command: str) -> None:
-    typer.echo(f"next: {command}", err=True)

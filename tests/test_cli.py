@@ -17,7 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 import recsys_compress.track
-from recsys_compress.cli import _print_json, run
+from recsys_compress.cli import run
+from recsys_compress.commands.common import print_json
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.prepare import prepare
 from recsys_compress.data.sources import make_source
@@ -118,7 +119,13 @@ def test_help_imports_nothing_slow() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["prepare", "profile", "train", "compress", "methods", "demo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("prepare", "profile", "train", "compress", "methods", "demo"),
+        *("export", "register", "promote", "rollback", "score", "vectors", "serve"),
+    ],
+)
 def test_every_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     assert f"Example: recsys-compress {name}" in " ".join(capsys.readouterr().out.split())
@@ -131,7 +138,7 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_numbers_that_json_lacks_are_null(capsys: pytest.CaptureFixture[str]) -> None:
-    _print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (float("-inf"),)}})
+    print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (float("-inf"),)}})
     assert capsys.readouterr().out == '{"a": null, "b": [null, 1.5], "c": {"d": [null]}}\n'
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_compress.config import parse
+from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import CategoricalField, Schema
 from recsys_compress.data.split import SPLITS, Split
 from recsys_compress.errors import UserError, nearest
@@ -87,6 +88,7 @@ class Manifest:
         source: name of the source.
         options: the options it was prepared with.
         schema: the columns.
+        inputs: the raw columns that they were made of; None in datasets of earlier versions.
         splits: by name of the split.
         ids: the file of id counts, by field.
         dense: by dense feature.
@@ -99,6 +101,7 @@ class Manifest:
     source: str
     options: dict[str, Any]
     schema: Schema
+    inputs: Inputs | None = None
     splits: dict[Split, SplitInfo]
     ids: dict[str, FileInfo]
     dense: dict[str, DenseStatistics]

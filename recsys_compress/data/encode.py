@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_compress.data.hashing import fold, hash_values
+from recsys_compress.data.inputs import Kind
 from recsys_compress.data.schema import (
     HASH_NUM_EMBEDDINGS,
     MISSING_ID,
@@ -88,10 +89,22 @@ class VocabularyEncoder(FieldEncoder):
         self._counter = Counter()
         self._index = _Index(pa.array([], pa.int64()))
 
+    @classmethod
+    def of(cls, values: pa.Array) -> "VocabularyEncoder":
+        """Returns the encoder of a known vocabulary: distinct values, in the order of their ids."""
+        encoder = cls(min_count=1)
+        encoder._index = _Index(values)
+        return encoder
+
     @property
     def num_embeddings(self) -> int:
         """One more than the greatest id there may be."""
         return len(self._index) + NUM_RESERVED_IDS
+
+    @property
+    def values(self) -> pa.Array:
+        """The known values, in the order of their ids."""
+        return self._index.values
 
     def count(self, values: pa.Array) -> None:
         """Takes in values of the training split."""
@@ -161,6 +174,19 @@ def make_encoder(encoding: Encoding, min_count: int) -> FieldEncoder:
     return VocabularyEncoder(min_count) if encoding == "vocabulary" else HashEncoder()
 
 
+def flat(column: pa.ChunkedArray) -> pa.Array:
+    """Returns all ids of a column, of values or of lists, in one array."""
+    if pa.types.is_large_list(column.type):
+        chunks = [chunk.flatten() for chunk in column.chunks]
+        return pa.concat_arrays(chunks) if chunks else pa.array([], column.type.value_type)
+    return column.combine_chunks()
+
+
+def kind(values: pa.DataType) -> Kind:
+    """Returns what ids of a type are."""
+    return "string" if pa.types.is_large_string(values) else "integer"
+
+
 class _Index:
     """Finds values in an array of distinct ones by binary search over 64-bit keys.
 
@@ -170,7 +196,7 @@ class _Index:
 
     def __init__(self, values: pa.Array) -> None:
         keys = _keys(values)
-        self._values = values
+        self.values = values
         self._order = np.argsort(keys)
         self._keys = keys[self._order]
         self._alike = 1  # most values that share a key
@@ -178,7 +204,7 @@ class _Index:
             self._alike += 1
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.values)
 
     def find(self, values: pa.Array) -> Int64s:
         """Returns the position of each value of an array without nulls, -1 where it is absent."""
@@ -191,7 +217,7 @@ class _Index:
             rows = rows[self._keys[slot[rows]] == keys[rows]]
             if len(rows):
                 positions = self._order[slot[rows]]
-                same = pc.equal(self._values.take(pa.array(positions)), values.take(pa.array(rows)))
+                same = pc.equal(self.values.take(pa.array(positions)), values.take(pa.array(rows)))
                 chosen = same.to_numpy(zero_copy_only=False)
                 found[rows[chosen]] = positions[chosen]
         return found

@@ -24,8 +24,9 @@ from recsys_compress.data.dataset import (
     PreparedDataset,
     checksum,
 )
-from recsys_compress.data.encode import FieldEncoder, make_encoder
+from recsys_compress.data.encode import FieldEncoder, flat, kind, make_encoder
 from recsys_compress.data.hashing import HASH_VERSION
+from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.progress import RowProgress
 from recsys_compress.data.schema import CategoricalField, Encoding, Schema
 from recsys_compress.data.sources.source import Chunk, RawSchema, Source
@@ -128,7 +129,7 @@ class _Preparation:
             for name, encoder in self.encoders.items():
                 column = chunk.table[name]
                 self._check_type(column, name, chunk.where)
-                encoder.count(_flat(column.filter(train)))
+                encoder.count(flat(column.filter(train)))
         for name, number in zip(SPLITS, rows, strict=True):
             if number == 0:
                 raise UserError(
@@ -191,6 +192,7 @@ class _Preparation:
                 "split_seed": self.seed,
             },
             schema=self._schema(),
+            inputs=self._inputs(),
             splits=splits,
             ids=ids,
             dense={name: accumulator.result() for name, accumulator in dense.items()},
@@ -215,13 +217,13 @@ class _Preparation:
 
     def _check_type(self, column: pa.ChunkedArray, name: str, where: str) -> None:
         """Checks that a field holds integers everywhere or strings everywhere."""
-        kind = column.type.value_type if pa.types.is_large_list(column.type) else column.type
-        if _flat(column).null_count == len(_flat(column)):
+        found = column.type.value_type if pa.types.is_large_list(column.type) else column.type
+        if flat(column).null_count == len(flat(column)):
             return
-        first_kind, first_where = self.types.setdefault(name, (kind, where))
-        if kind != first_kind:
+        first, first_where = self.types.setdefault(name, (found, where))
+        if found != first:
             raise UserError(
-                f"{where}: column {name!r} holds {_noun(kind)}, but {_noun(first_kind)} in "
+                f"{where}: column {name!r} holds {kind(found)}s, but {kind(first)}s in "
                 f"{first_where}; ids must be of one type"
             )
 
@@ -238,6 +240,13 @@ class _Preparation:
                 weights = f"{field.name}.weights"
                 columns[weights] = table[weights].cast(pa.list_(pa.float32()))
         return pa.table(columns)
+
+    def _inputs(self) -> Inputs:
+        """Returns what raw rows hold, with the kind of ids that was found in them."""
+        inputs = self.source.inputs()
+        kinds = {name: kind(found) for name, (found, _) in self.types.items()}
+        fields = (dataclasses.replace(f, kind=kinds.get(f.name)) for f in inputs.ids)
+        return dataclasses.replace(inputs, ids=tuple(fields))
 
     def _schema(self) -> Schema:
         return Schema(
@@ -258,16 +267,8 @@ class _Preparation:
         )
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    """Returns all ids of a column in one array."""
-    if pa.types.is_large_list(column.type):
-        chunks = [chunk.flatten() for chunk in column.chunks]
-        return pa.concat_arrays(chunks) if chunks else pa.array([], column.type.value_type)
-    return column.combine_chunks()
-
-
 def _encode_column(encoder: FieldEncoder, column: pa.ChunkedArray) -> pa.Array:
-    ids = pa.array(encoder.encode(_flat(column)))
+    ids = pa.array(encoder.encode(flat(column)))
     if encoder.num_embeddings <= 2**31:
         ids = ids.cast(pa.int32())
     if not pa.types.is_large_list(column.type):
@@ -276,10 +277,6 @@ def _encode_column(encoder: FieldEncoder, column: pa.ChunkedArray) -> pa.Array:
     lengths = lists.value_lengths().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), ids)
-
-
-def _noun(kind: pa.DataType) -> str:
-    return "strings" if pa.types.is_large_string(kind) else "integers"
 
 
 def _check_names(raw: RawSchema, source: str) -> None:

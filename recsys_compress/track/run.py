@@ -1,13 +1,12 @@
 """Training recorded in MLflow: parameters, metrics, tags and artifacts of every run.
 
-The only module that imports MLflow. A tracking server that is away before the first step is the
+A tracking server that is away before the first step is the
 user's to mend; one that goes away later costs a warning, never the training.
 """
 
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +20,11 @@ from recsys_compress.config import Job, dump_job
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
 from recsys_compress.track import plots
+from recsys_compress.track.client import reach
 from recsys_compress.track.heatmap import heat_map
 from recsys_compress.track.uri import (
     alone,
     artifact_location,
-    check_reachable,
     first_line,
     shown,
     tracking_uri,
@@ -43,8 +42,6 @@ _FLUSH_SECONDS = 10.0
 _MAX_PARAMS = 100
 _MAX_METRICS = 1000
 _MAX_CHARS = 6000
-# MLflow's own defaults are 7 retries of 120 s each.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def tracked_train(
@@ -100,11 +97,7 @@ class MLflowListener:
         self._uri = tracking_uri(job)
         self._buffer: list[Metric] = []
         self._flushed = time.monotonic()
-        for key, value in _PATIENCE.items():
-            os.environ.setdefault(key, value)
-        # MLflow has Alembic print a line for each of its 60 schema versions.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        check_reachable(self._uri)
+        reach(self._uri)
 
     def started(self, run: RunStart) -> None:
         """Makes the MLflow run, or takes up that of an interrupted run, and logs what is known.

@@ -21,9 +21,10 @@ CHECK_SECONDS = 5.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
-def tracking_uri(job: Job) -> str:
-    """Returns where the job is recorded: its own URI, the environment's, or the default."""
-    return job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+def tracking_uri(job: Job | None = None) -> str:
+    """Returns where a job is recorded: its own URI, the environment's, or the default."""
+    own = None if job is None else job.tracking.uri
+    return own or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def shown(uri: str) -> str:

@@ -151,23 +151,61 @@ def store(folder: Path, plan: StoragePlan) -> Stored:
         if ranks.size > 1:
             raise UserError("compress --storage: is the work of one process; start it alone")
         built, dataset = load_run(folder)
-        types = plan.resolve(built.embeddings)
-        stored = quantize(built.embeddings, plan, built.table_weights())
-        dense = sum(weight.nbytes for weight in built.dense_weights().values())
-        tables = stored.state_dict()
-        with atomic_file(folder / TABLES.format("-".join(sorted(set(types.values()))))) as path:
-            save_file({name: value.contiguous() for name, value in tables.items()}, path)
-        model = built.model.module
-        model.embeddings = stored
-        reader = Reader(dataset, "test", batch_size=built.job.train.eval_batch_size)
-        served = sum(value.nbytes for value in tables.values())
-        return Stored(
+        served = serving_form(folder, built, dataset, plan)
+        kinds = sorted(set(served.stored.types.values()))
+        with atomic_file(folder / TABLES.format("-".join(kinds))) as path:
+            save_file(served.tables, path)
+        return served.stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingForm:
+    """A model as it is served.
+
+    Attributes:
+        tables: the tensors of its embeddings, by names within them.
+        dense: all others, by names within the model.
+        stored: its figures.
+    """
+
+    tables: dict[str, Tensor]
+    dense: dict[str, Tensor]
+    stored: Stored
+
+
+def serving_form(
+    folder: Path, built: Built, dataset: PreparedDataset, plan: StoragePlan
+) -> ServingForm:
+    """Stores a model's tables in other types and evaluates it on the test split.
+
+    Args:
+        folder: the run's own folder.
+        built: its model; its tables give way to the stored ones.
+        dataset: its data.
+        plan: which types.
+
+    Raises:
+        UserError: the plan does not suit the tables.
+    """
+    types = plan.resolve(built.embeddings)
+    embeddings = quantize(built.embeddings, plan, built.table_weights())
+    dense = {name: weight.contiguous() for name, weight in built.dense_weights().items()}
+    tables = {name: value.contiguous() for name, value in embeddings.state_dict().items()}
+    served = sum(value.nbytes for value in tables.values())
+    model = built.model.module
+    model.embeddings = embeddings
+    reader = Reader(dataset, "test", batch_size=built.job.train.eval_batch_size)
+    return ServingForm(
+        tables=tables,
+        dense=dense,
+        stored=Stored(
             folder=folder,
             types=types,
-            bytes={"tables": served, "model": dense + served},
+            bytes={"tables": served, "model": served + sum(w.nbytes for w in dense.values())},
             before=read_result(folder).get("test", {}),
             test=evaluate(model, reader, built.device).compute(),
-        )
+        ),
+    )
 
 
 def layer_moments(built: Built, dataset: PreparedDataset) -> dict[str, Moments]:

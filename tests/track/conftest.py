@@ -17,6 +17,8 @@ import pytest
 import recsys_compress.track  # noqa: F401  (sets MLflow's environment, so before it)
 from recsys_compress.config import DataConfig, Job, TrackingConfig
 from recsys_compress.train.events import RunResult, RunStart
+from tests.serve.clicks import prepared
+from tests.train.jobs import make_job
 
 HISTORY = [
     {"step": 10, "epoch": 0, "train_loss": 0.61, "auc": 0.70, "logloss": 0.60},
@@ -105,14 +107,32 @@ def server_uri(sqlite_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         process.wait(timeout=20)
 
 
+@pytest.fixture(scope="session")
+def tracked_runs(server_uri: str, tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
+    """Two runs on the click log of unequal quality, recorded at the server."""
+    from recsys_compress.track.run import tracked_train
+
+    folder = tmp_path_factory.mktemp("tracked")
+    dataset = prepared(folder)
+    results = []
+    for seed, epochs in ((0, 1), (1, 3)):
+        job = make_job(
+            dataset, folder / "runs", "full", epochs=epochs, threads=1, batch_size=250, seed=seed
+        )
+        tracking = replace(job.tracking, uri=server_uri)
+        job = replace(job, tracking=tracking, embedding=replace(job.embedding, min_rows=20))
+        results.append(tracked_train(job))
+    return results
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def wait_for(uri: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + 90
+def wait_for(uri: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{uri}/health", timeout=1):  # noqa: S310

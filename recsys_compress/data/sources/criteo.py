@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from recsys_compress.data.sources.columns import floats, ids, labels
+from recsys_compress.data.columns import labels
+from recsys_compress.data.inputs import DenseInput, IdInput, Inputs
 from recsys_compress.data.sources.files import (
     CSV_SUFFIXES,
     CsvFormat,
@@ -31,6 +31,10 @@ _TYPES = (
 _CSV = CsvFormat(types=_TYPES, names=_COLUMNS)
 # Added before the logarithm: the second count starts at -3, all others at 0.
 _SHIFT = {name: 4.0 if name == "I2" else 1.0 for name in _DENSE}
+_INPUTS = Inputs(
+    dense=tuple(DenseInput(name=n, missing=1 - shift, shift=shift) for n, shift in _SHIFT.items()),
+    ids=tuple(IdInput(name=name, column=name) for name in _FIELDS),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,10 @@ class Criteo(Source):
             label="label", dense=_DENSE, categorical=tuple(RawField(name=n) for n in _FIELDS)
         )
 
+    def inputs(self) -> Inputs:
+        """Returns what a model needs of raw rows."""
+        return _INPUTS
+
     def random_fractions(self) -> Fractions | None:
         """Returns the shares of the random split, if it is one."""
         return self.fractions if self.split == "random" else None
@@ -86,10 +94,5 @@ class Criteo(Source):
 
 
 def _convert(table: pa.Table, where: str, row: int) -> pa.Table:
-    columns = {"label": labels(table["label"], "label", where, row)}
-    for name, shift in _SHIFT.items():
-        counts = floats(table[name], name, where, row, missing=1 - shift)
-        logarithms = pc.ln(pc.max_element_wise(pc.add(counts, shift), 1.0))
-        columns[name] = pc.cast(logarithms, pa.float32())
-    columns |= {name: ids(table[name], name, where) for name in _FIELDS}
-    return pa.table(columns)
+    label = labels(table["label"], "label", where, row)
+    return pa.table({"label": label, **_INPUTS.features(table, where, row)})

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from recsys_compress.data.sources.columns import ids, labels
+from recsys_compress.data.columns import ids, labels
+from recsys_compress.data.inputs import Inputs, plain
 from recsys_compress.data.sources.files import CsvFormat, check_columns, read_tables
 from recsys_compress.data.sources.source import Chunk, RawField, RawSchema, Source
 from recsys_compress.data.split import SPLITS
@@ -38,6 +39,10 @@ class Frappe(Source):
             path = self._file(split)
             check_columns(path, ("label", *_FIELDS), CsvFormat())
         return RawSchema(label="label", categorical=tuple(RawField(name=name) for name in _FIELDS))
+
+    def inputs(self) -> Inputs:
+        """Returns what a model needs of raw rows."""
+        return plain((), _FIELDS)
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         """Yields all rows, at most `rows` at a time."""

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from recsys_compress.data.sources.columns import id_lists, ids
+from recsys_compress.data.columns import id_lists, ids
+from recsys_compress.data.inputs import IdInput, Inputs
 from recsys_compress.data.sources.files import unreadable
 from recsys_compress.data.sources.source import Chunk, RawField, RawSchema, Source
 from recsys_compress.data.split import DEFAULT_FRACTIONS, Fractions
@@ -52,6 +53,14 @@ class MovieLens1M(Source):
         if self.genres:
             fields.append(RawField(name="genres", multi_valued=True, pooling="mean"))
         return RawSchema(label="label", categorical=tuple(fields))
+
+    def inputs(self) -> Inputs:
+        """Returns what a model needs of raw rows: ratings beside their users and films."""
+        fields = [IdInput(name=name, column=name) for name in _FIELDS]
+        if self.genres:
+            genres = IdInput(name="genres", column="genres", multi_valued=True, separator="|")
+            fields.append(genres)
+        return Inputs(ids=tuple(fields))
 
     def random_fractions(self) -> Fractions:
         """Returns the shares of the random split, if it is one."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import ConfigDict
 
+from recsys_compress.data.inputs import Inputs, plain
 from recsys_compress.data.schema import Pooling
 from recsys_compress.data.split import Fractions, SplitIndex
 
@@ -87,6 +88,11 @@ class Source(ABC):
         Raises:
             UserError: the source cannot be read or holds what it must not.
         """
+
+    def inputs(self) -> Inputs:
+        """Returns what a model needs of raw rows; by default, the features as they are."""
+        schema = self.schema()
+        return plain(schema.dense, [field.name for field in schema.categorical])
 
     def random_fractions(self) -> Fractions | None:
         """Returns the shares of a random split, or None if chunks say which rows are where."""

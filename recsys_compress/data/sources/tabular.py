@@ -43,16 +43,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_compress.config import parse
+from recsys_compress.data.columns import labels, weights
+from recsys_compress.data.inputs import DenseInput, IdInput, Inputs, TimePart
 from recsys_compress.data.schema import Pooling
-from recsys_compress.data.sources.columns import (
-    floats,
-    id_lists,
-    ids,
-    labels,
-    list_weights,
-    lists,
-    weights,
-)
 from recsys_compress.data.sources.files import (
     CSV_SUFFIXES,
     CsvFormat,
@@ -72,7 +65,6 @@ from recsys_compress.data.split import (
 )
 from recsys_compress.errors import UserError
 
-_PARTS = {"hour": pc.hour, "weekday": pc.day_of_week, "day": pc.day, "month": pc.month}
 _COMPARISONS = {
     ">=": pc.greater_equal,
     "<=": pc.less_equal,
@@ -113,7 +105,7 @@ class TimeColumn:
     __pydantic_config__ = STRICT
 
     column: str
-    parts: tuple[Literal["hour", "weekday", "day", "month"], ...]
+    parts: tuple[TimePart, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +176,28 @@ class Tabular(Source):
             weight=spec.weight,
         )
 
+    def inputs(self) -> Inputs:
+        """Returns what a model needs of raw rows."""
+        spec = self._spec
+        fields = [IdInput(name=n, column=n, text=n in spec.text) for n in spec.categorical]
+        fields += [
+            IdInput(name=f"{time.column}_{part}", column=time.column, part=part)
+            for time in spec.time
+            for part in time.parts
+        ]
+        fields += [
+            IdInput(
+                name=m.column,
+                column=m.column,
+                multi_valued=True,
+                separator=m.separator,
+                weights=m.weights,
+            )
+            for m in spec.multi_valued
+        ]
+        dense = tuple(DenseInput(name=n, missing=spec.dense_missing) for n in spec.dense)
+        return Inputs(dense=dense, ids=tuple(fields))
+
     def random_fractions(self) -> Fractions | None:
         """Returns the shares of the random split, if it is one."""
         split = self._spec.split
@@ -251,21 +265,11 @@ class Tabular(Source):
         columns = {label: _label(table, spec.label, where, row)}
         if spec.weight is not None:
             columns[spec.weight] = weights(table[spec.weight], spec.weight, where, row)
-        for name in spec.dense:
-            columns[name] = floats(table[name], name, where, row, missing=spec.dense_missing)
-        for name in spec.categorical:
-            column = table[name]
-            if name in spec.text:
-                column = pc.cast(column, pa.large_string())
-            elif Path(where).suffix in CSV_SUFFIXES:
-                _check_one_type(column, name, where, row)
-            columns[name] = ids(column, name, where)
-        for time in spec.time:
-            stamps = _timestamps(table[time.column], time.column, where)
-            for part in time.parts:
-                columns[f"{time.column}_{part}"] = pc.cast(_PARTS[part](stamps), pa.int64())
-        for multi in spec.multi_valued:
-            columns |= _multi_valued(table, multi, where, row)
+        if Path(where).suffix in CSV_SUFFIXES:
+            for name in spec.categorical:
+                if name not in spec.text:
+                    _check_one_type(table[name], name, where, row)
+        columns |= self.inputs().features(table, where, row)
         return pa.table(columns)
 
 
@@ -298,28 +302,6 @@ def _label(table: pa.Table, label: LabelColumn, where: str, row: int) -> pa.Arra
             f"{value!r}; mend label.positive"
         ) from error
     return labels(positive, label.column, where, row)
-
-
-def _multi_valued(
-    table: pa.Table, multi: MultiValuedColumn, where: str, row: int
-) -> dict[str, pa.ChunkedArray]:
-    values = lists(table[multi.column], multi.separator, multi.column, where)
-    columns = {multi.column: id_lists(values, multi.column, where)}
-    if multi.weights is not None:
-        raw = lists(table[multi.weights], multi.separator, multi.weights, where)
-        columns[f"{multi.column}.weights"] = list_weights(raw, values, multi.weights, where, row)
-    return columns
-
-
-def _timestamps(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    if pa.types.is_timestamp(column.type):
-        return column
-    try:
-        return pc.cast(column, pa.timestamp("s"))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{where}: column {name!r} holds no times: {' '.join(str(error).split())}"
-        ) from error
 
 
 def _split_by_column(column: pa.ChunkedArray, split: SplitRule, where: str, row: int) -> SplitIndex:

@@ -1,0 +1,1 @@
+"""Commands of the command line, by theme; `recsys_compress.cli` puts them together."""

@@ -1,0 +1,135 @@
+"""What raw rows hold, and how their columns become features: the same in training and serving."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_compress.data.columns import floats, id_lists, ids, list_weights, lists
+from recsys_compress.errors import UserError
+
+TimePart = Literal["hour", "weekday", "day", "month"]
+Kind = Literal["integer", "string"]
+
+_PARTS = {"hour": pc.hour, "weekday": pc.day_of_week, "day": pc.day, "month": pc.month}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseInput:
+    """A dense feature.
+
+    Attributes:
+        name: of the raw column and of the feature.
+        missing: stands for a missing number; None where none may be missing.
+        shift: where there is one, the feature is ln(max(x + shift, 1)).
+    """
+
+    name: str
+    missing: float | None = None
+    shift: float | None = None
+
+    def feature(self, table: pa.Table, where: str, row: int) -> pa.ChunkedArray:
+        """Returns the feature as float32; arguments as of `features`."""
+        numbers = floats(table[self.name], self.name, where, row, missing=self.missing)
+        if self.shift is None:
+            return numbers
+        logarithms = pc.ln(pc.max_element_wise(pc.add(numbers, self.shift), 1.0))
+        return pc.cast(logarithms, pa.float32())
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdInput:
+    """A categorical field.
+
+    Attributes:
+        name: of the field.
+        column: the raw column it is made of.
+        text: whether integers are read as text.
+        part: what of a time is the id, where the column holds times.
+        multi_valued: whether a row holds several ids.
+        separator: cuts strings into several ids.
+        weights: the raw column with a weight for each id, if there is one.
+        kind: what the ids were in training; None where that is not known.
+    """
+
+    name: str
+    column: str
+    text: bool = False
+    part: TimePart | None = None
+    multi_valued: bool = False
+    separator: str | None = None
+    weights: str | None = None
+    kind: Kind | None = None
+
+    def columns(self) -> list[str]:
+        """Returns the raw columns it is made of."""
+        return [self.column, *([] if self.weights is None else [self.weights])]
+
+    def features(self, table: pa.Table, where: str, row: int) -> dict[str, pa.ChunkedArray]:
+        """Returns its ids and, if it has them, their weights; arguments as of `features`."""
+        column = table[self.column]
+        if self.text:
+            column = pc.cast(column, pa.large_string())
+        if self.part is not None:
+            stamps = _timestamps(column, self.column, where)
+            return {self.name: pc.cast(_PARTS[self.part](stamps), pa.int64())}
+        if not self.multi_valued:
+            return {self.name: ids(column, self.column, where)}
+        values = lists(column, self.separator, self.column, where)
+        found = {self.name: id_lists(values, self.column, where)}
+        if self.weights is not None:
+            raw = lists(table[self.weights], self.separator, self.weights, where)
+            weights = list_weights(raw, values, self.weights, where, row)
+            found[f"{self.name}.weights"] = weights
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that a model reads of raw rows."""
+
+    dense: tuple[DenseInput, ...] = ()
+    ids: tuple[IdInput, ...]
+
+    def columns(self) -> list[str]:
+        """Returns the raw columns, each once."""
+        names = [dense.name for dense in self.dense]
+        names += [column for field in self.ids for column in field.columns()]
+        return list(dict.fromkeys(names))
+
+    def features(self, table: pa.Table, where: str, row: int) -> dict[str, pa.ChunkedArray]:
+        """Returns the features of raw rows, before ids are encoded.
+
+        Args:
+            table: has the raw columns.
+            where: its file, for messages.
+            row: number of its first row, from 1.
+
+        Raises:
+            UserError: a column holds what it must not.
+        """
+        found = {dense.name: dense.feature(table, where, row) for dense in self.dense}
+        for field in self.ids:
+            found |= field.features(table, where, row)
+        return found
+
+
+def plain(dense: Sequence[str], categorical: Sequence[str]) -> Inputs:
+    """Returns inputs whose raw columns are the features: one id a row, no number missing."""
+    return Inputs(
+        dense=tuple(DenseInput(name=name) for name in dense),
+        ids=tuple(IdInput(name=name, column=name) for name in categorical),
+    )
+
+
+def _timestamps(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    if pa.types.is_timestamp(column.type):
+        return column
+    try:
+        return pc.cast(column, pa.timestamp("s"))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"{where}: column {name!r} holds no times: {' '.join(str(error).split())}"
+        ) from error
