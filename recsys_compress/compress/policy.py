@@ -248,11 +248,15 @@ class Policy:
 
 
 def resolve(config: EmbeddingConfig, tables: Sequence[EmbeddingBagConfig]) -> Policy:
-    """Returns the policy of a job for its tables, fitted to the budget where there is one.
+    """Returns the policy of a job for its tables: its plan's, or its own fitted to its budget.
 
     Raises:
-        UserError: an option is wrong, or the budget is out of reach.
+        UserError: an option is wrong, the plan is for other tables, or the budget is out of reach.
     """
+    if config.plan is not None:
+        from recsys_compress.compress.planned import planned_policy
+
+        return planned_policy(config, tables)
     policy = Policy.from_config(config)
     if config.budget is None:
         return policy

@@ -14,7 +14,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, register
+from recsys_compress.compress.method import Method, Trained, Values, register
+from recsys_compress.compress.sharing import shared_means
 from recsys_compress.errors import UserError, nearest
 
 MAX_ROWS = 2**31 - 1
@@ -146,6 +147,17 @@ class Unified(Method):
             least, most = self.num_tables * row_bytes, MAX_ROWS * self.num_tables * row_bytes
             raise out_of_reach("unified", budget_bytes, least, most)
         return replace(self, num_embeddings=rows)
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        trained: Trained,
+        budget_bytes: int | None,
+        options: TableOptions,
+    ) -> tuple["Unified", Values]:
+        """Returns the fitted method, and rows that are means of the vectors that share them."""
+        method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
+        return method, shared_means(method.lower(tables), tables, trained)
 
     def _heads(
         self, tables: Sequence[EmbeddingBagConfig], probes: dict[str, int], rows: int
