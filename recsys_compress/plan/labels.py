@@ -1,0 +1,141 @@
+"""What a table's ids say about the label, from the training data alone.
+
+The information of an id's label, less that of random labels on ids of the same counts, is what is
+not an effect of many rare ids. Source: the noise baseline of OutRank, outbrain/outrank.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from recsys_compress.compress.lowering import Lowering
+from recsys_compress.compress.reads import rows_read
+from recsys_compress.data.dataset import PreparedDataset, read_table
+
+_DRAWS = 4  # of random labels
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCounts:
+    """How often each id of a field occurs, and how often with which label, real and random.
+
+    Attributes:
+        ids: (n,) that occur in the training split, by falling count behind the reserved two.
+        counts: (n,) occurrences.
+        positives: (1 + draws, n) occurrences with label 1; the first row is real.
+        rows: of the training split.
+    """
+
+    ids: npt.NDArray[np.int64]
+    counts: Floats
+    positives: Floats
+    rows: int
+
+    @staticmethod
+    def of(dataset: PreparedDataset, field: str, seed: int = 0) -> "LabelCounts":
+        """Counts a field's ids in the training split."""
+        ids, counts = dataset.id_counts(field)
+        order = np.argsort(ids, kind="stable")
+        positives = np.zeros(len(ids))
+        for path in dataset.files("train"):
+            table = read_table(path, [field, dataset.schema.label])
+            column = table[field].combine_chunks()
+            labels = table[dataset.schema.label].to_numpy()
+            if pa.types.is_list(column.type):
+                labels = np.repeat(labels, column.value_lengths().to_numpy())
+                column = column.flatten()
+            slots = order[np.searchsorted(ids, column.to_numpy(), sorter=order)]
+            positives += np.bincount(slots, weights=labels, minlength=len(ids))
+        generator = np.random.default_rng(seed)
+        rate = positives.sum() / max(counts.sum(), 1)
+        random = generator.binomial(counts.astype(np.int64), rate, size=(_DRAWS, len(ids)))
+        return LabelCounts(
+            ids=ids,
+            counts=counts.astype(np.float64),
+            positives=np.vstack([positives, random]),
+            rows=dataset.rows("train"),
+        )
+
+    def information(self) -> tuple[float, float]:
+        """Returns nats an example that the ids say about the label, and their standard error."""
+        return self.lost(None)
+
+    def lost(self, kept: "Kept | None") -> tuple[float, float]:
+        """Returns nats an example that are lost where ids share rows, and the standard error.
+
+        Args:
+            kept: how ids read rows; None where they read none.
+        """
+        whole = self._divergence(np.zeros(len(self.ids), dtype=np.int64))
+        if kept is not None:
+            share = np.ones_like(whole)
+            for who, rows in kept.reads:
+                cells = np.full(len(self.ids), -1)
+                cells[who] = rows
+                part = np.minimum(self._divergence(cells) / np.maximum(whole, 1e-300), 1.0)
+                share[:, who] *= part[:, who]
+            whole = whole * (share + (1 - share) * kept.narrowness)
+        totals = whole.sum(axis=1)
+        noise = totals[1:]
+        return max(float(totals[0] - noise.mean()), 0.0), float(noise.std())
+
+    def kept(self, lowering: Lowering, feature: str, dim: int) -> "Kept":
+        """Returns how ids read rows under a lowering.
+
+        Args:
+            lowering: of the feature's table.
+            feature: the feature.
+            dim: width D of its vectors.
+        """
+        widths = {table.name: table.embedding_dim for table in lowering.tables}
+        dims = np.zeros(len(self.ids))
+        reads = []
+        for lookup, who, rows in rows_read(lowering, feature, _tensor(self.ids)):
+            reads.append((who.numpy(), rows.numpy()))
+            dims[reads[-1][0]] += widths[lookup.table]
+        return Kept(reads=reads, narrowness=_cut(dim)[np.minimum(dims, dim).astype(np.int64)])
+
+    def _divergence(self, cells: npt.NDArray[np.int64]) -> Floats:
+        """Returns (1 + draws, n): count / rows * KL(label given the id || label given its cell).
+
+        Its sum is the information that is lost where ids of one cell are told apart no more.
+        """
+        _, cell = np.unique(cells, return_inverse=True)
+        sums = np.stack([np.bincount(cell, weights=row) for row in self.positives])
+        totals = np.bincount(cell, weights=self.counts)
+        counts = np.maximum(self.counts, 1)
+        own = self.positives / counts
+        mean = (sums / np.maximum(totals, 1))[:, cell]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.where(own > 0, own * np.log(own / mean), 0.0)
+            found += np.where(own < 1, (1 - own) * np.log((1 - own) / (1 - mean)), 0.0)
+        return np.maximum(found, 0.0) * self.counts / self.rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How the ids of a table read rows.
+
+    Attributes:
+        reads: for each look-up the ids that read it, by position, and their rows.
+        narrowness: (n,) share of what an id says that its width cannot hold.
+    """
+
+    reads: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+    narrowness: Floats
+
+
+def _cut(dim: int) -> Floats:
+    """Returns (D + 1,) the share that widths 0, ..., D cannot hold: component j weighs 1 / j."""
+    weights = 1 / np.arange(1, dim + 1)
+    return np.concatenate([[1.0], 1 - np.cumsum(weights) / weights.sum()]).clip(min=0)
+
+
+def _tensor(ids: npt.NDArray[np.int64]) -> Tensor:
+    return torch.tensor(ids)
