@@ -5,6 +5,7 @@ them, so that help is instant.
 """
 
 import dataclasses
+import json
 import logging
 import tomllib
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import typer
 
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json
+from recsys_compress.plan_command import plan
 
 INTERRUPTED = 130
 
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(plan)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
@@ -140,6 +144,13 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of an interrupted run to go on with.")
     ] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Plan file that says how tables are stored.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Finished run whose vectors the plan's tables begin with."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and record it in MLflow.
@@ -154,13 +165,21 @@ def train(
         if resume is None:
             raise UserError("train: no job; name a job file, or a run with --resume RUN_FOLDER")
         job = resume / "job.toml"
-    settings = load_job(job, overrides or ())
+    planned = [] if plan_file is None else [f"embedding.plan={json.dumps(str(plan_file))}"]
+    settings = load_job(job, [*(overrides or ()), *planned])
+    if start is not None and (resume is not None or settings.embedding.plan is None):
+        raise UserError("train: --start goes with --plan, and not with --resume")
 
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
 
-    result = tracked_train(settings, resume=resume, listeners=[ProgressListener()])
+    begin = None
+    if start is not None:
+        from recsys_compress.plan.start import start_from
+
+        begin = start_from(settings, start)
+    result = tracked_train(settings, resume=resume, start=begin, listeners=[ProgressListener()])
     if as_json:
         _print_json(result.to_json())
     else:

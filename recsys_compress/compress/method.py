@@ -105,10 +105,12 @@ class Method(abc.ABC):
     Attributes:
         whole_model: whether `adopt` also factorizes layers of the model, so that its budget is for
             the tables and `Trained.layers` together.
+        across_tables: whether it is made for rows that several tables share.
     """
 
     __pydantic_config__ = STRICT
     whole_model: ClassVar[bool] = False
+    across_tables: ClassVar[bool] = False
 
     @abc.abstractmethod
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:

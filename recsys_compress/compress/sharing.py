@@ -12,6 +12,7 @@ from recsys_compress.compress.reads import rows_read
 
 _LEAST = 1e-6  # weight of an id that training has not seen: it counts only where it is alone
 _SWEEPS = 12
+_RIDGE = 1e-3
 
 
 def id_weights(trained: Trained, table: EmbeddingBagConfig) -> Tensor:
@@ -78,7 +79,8 @@ def two_factors(
         norms = sums.clone()
         sums.index_add_(0, rows, weight * scale * target)
         norms.index_add_(0, rows, weight * scale.square())
-        return sums / norms.clamp(min=1e-30)
+        # Rows whose partners are nearly zero would grow without bound.
+        return sums / (norms + _RIDGE * norms.mean()).clamp(min=1e-300)
 
     # A factor of ones, and an addend of zeros, leave the first table the means of its ids.
     start = torch.ones if product else torch.zeros
@@ -87,4 +89,7 @@ def two_factors(
     for _ in range(_SWEEPS):
         right = best(second, left[first])
         left = best(first, right[second])
+    if product:  # both of one size, which suits training and storage
+        scale = (right.square().mean() / left.square().mean().clamp(min=1e-30)) ** 0.25
+        left, right = left * scale, right / scale
     return left, right

@@ -8,6 +8,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -36,6 +37,8 @@ class Unified(Method):
     many of each feature, which have them alone; the rest is hashed as ever. Prepared vocabularies
     number ids by falling frequency, so those ids matter most. It is off by default.
     """
+
+    across_tables: ClassVar[bool] = True
 
     num_embeddings: int | None = field(
         default=None, metadata={"help": "rows M of all shared tables together"}
