@@ -10,13 +10,16 @@ import logging
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json
 from recsys_compress.plan_command import plan
+
+if TYPE_CHECKING:
+    from recsys_compress.train.post import Stored
 
 INTERRUPTED = 130
 
@@ -149,7 +152,9 @@ def train(
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Finished run whose vectors the plan's tables begin with."),
+        typer.Option(
+            metavar="RUN", help="Finished run whose vectors the plan's tables begin with."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -204,7 +209,8 @@ def compress(
     storage: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TYPE|TABLE=TYPE", help="Store tables as fp16, bf16, int8, int4 or int2."
+            metavar="TYPE|TABLE=TYPE",
+            help="Store tables as fp16, bf16, int8, int4 or int2, or as 'planned'.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -242,13 +248,21 @@ def compress(
 def _store(run_folder: Path, storage: Sequence[str], as_json: bool) -> None:
     """Stores a run's tables in other types."""
     from recsys_compress.compress.storage import StoragePlan
-    from recsys_compress.track.tables import print_stored
     from recsys_compress.train.post import store
 
+    if storage == ["planned"]:
+        _print_stored(store(run_folder, None), as_json)
+        return
     named = dict(text.rpartition("=")[::2] for text in storage)
     if len(named) < len(storage) or ("" in named and len(named) > 1):
         raise UserError("--storage: give one type for all tables, or one TABLE=TYPE for each")
-    found = store(run_folder, StoragePlan(types=named.get("", named)))  # type: ignore[arg-type]
+    plan = StoragePlan(types=named.get("", named))  # type: ignore[arg-type]
+    _print_stored(store(run_folder, plan), as_json)
+
+
+def _print_stored(found: "Stored", as_json: bool) -> None:
+    from recsys_compress.track.tables import print_stored
+
     if as_json:
         _print_json(found.to_json())
     else:

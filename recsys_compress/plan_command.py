@@ -78,4 +78,3 @@ def plan(
     if not dry_run:
         start = f" --start {found.request.reference}" if found.request.reference else ""
         typer.echo(f"next: recsys-compress train {job} --plan {out}{start}", err=True)
-

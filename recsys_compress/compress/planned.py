@@ -91,7 +91,7 @@ class PlanFile:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be read ({error.strerror}); make a plan with `recsys-compress plan`"
+                f"{path}: cannot be read ({error.strerror}); make one with `recsys-compress plan`"
             ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: is not valid TOML: {error}") from error

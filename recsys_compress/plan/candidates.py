@@ -1,6 +1,7 @@
 """What each table may become: method x knob x storage type, with the exact bytes of each."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from recsys_compress.errors import UserError
 
 Purpose = Literal["training", "serving"]
 
-# Budgets are tried at whole widths up to these, and at these shares of one value for each id.
-_WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
-_SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
+# Budgets are tried at these whole widths, and at shares of the full bytes that fall by a factor.
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
+_FACTOR = 1.3
+_LEAST_SHARE = 1 / 1000
 # Types that no other makes useless: bf16 has fp16's bytes and fewer digits.
 STORAGE: tuple[DataType, ...] = ("fp32", "fp16", "int8", "int4", "int2")
 
@@ -236,9 +238,7 @@ def _by_table(candidate: Candidate) -> dict[str, dict[str, Any]]:
 
 
 def _sizes(report: SizeReport, serving: int) -> Sizes:
-    return Sizes(
-        parameters=report.table_bytes, optimizer=report.optimizer_bytes, serving=serving
-    )
+    return Sizes(parameters=report.table_bytes, optimizer=report.optimizer_bytes, serving=serving)
 
 
 def _ladder(tables: Sequence[EmbeddingBagConfig], options: TableOptions) -> list[int]:
@@ -253,8 +253,7 @@ def _ladder(tables: Sequence[EmbeddingBagConfig], options: TableOptions) -> list
                 for t in tables
             )
         )
-    values = sum(table.num_embeddings for table in tables) * FP32_BYTES
-    budgets |= {int(values * share) for share in _SHARES}
-    budgets.add(sum(t.num_embeddings * options.row_bytes(t.embedding_dim) for t in tables))
+    full = sum(t.num_embeddings * options.row_bytes(t.embedding_dim) for t in tables)
+    steps = math.ceil(math.log(1 / _LEAST_SHARE, _FACTOR))
+    budgets |= {int(full * _FACTOR**-step) for step in range(steps + 1)}
     return sorted(budgets - {0})
-

@@ -70,7 +70,7 @@ def measure(
         dataset: what it was trained on.
         most_rows: rows that are read at most.
     """
-    embeddings = built.model.module.embeddings
+    embeddings = built.embeddings
     tables = embeddings.embedding_bag_configs()
     sums = {
         table.name: _Sums(

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress import StoragePlan, quantize
-from recsys_compress.compress.lowering import TableOptions
 from recsys_compress.compress.method import Method, Trained, Values, method_name
 from recsys_compress.compress.reads import all_vectors
 from recsys_compress.compress.size import DATA_TYPE_BITS, DataType, is_integer
@@ -175,9 +174,7 @@ def changed(
     for candidate in candidates:
         storage = candidate.options.storage
         served = (
-            collection
-            if storage == "fp32"
-            else quantize(collection, StoragePlan(types=storage))
+            collection if storage == "fp32" else quantize(collection, StoragePlan(types=storage))
         )
         yield {table.name: all_vectors(served, table.name) for table in tables}
 
@@ -219,5 +216,3 @@ def _noise(storage: DataType) -> float:
     if is_integer(storage):
         return float((2**bits - 1) ** -2)
     return float(4.0**-_HALF_BITS / 3)
-
-

@@ -144,9 +144,7 @@ def make_menu(
         purpose=purpose,
         scales=scales or Scales(),
     )
-    wanted = {
-        table.name: found for table, found in _wanted(job, tables, methods)
-    }
+    wanted = {table.name: found for table, found in _wanted(job, tables, methods)}
     items = [cook.item([table], *wanted[table.name]) for table in tables]
     free = [table for table in tables if not wanted[table.name][1]]
     sharing = [make_rule(m, job.embedding) for m in methods if method_class(m).across_tables]
@@ -172,7 +170,9 @@ class _Cook:
     purpose: Purpose
     scales: Scales
 
-    def item(self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted], why: str) -> Item:
+    def item(
+        self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted], why: str
+    ) -> Item:
         dishes = self.dishes(tables, wanted)
         names = tuple(table.name for table in tables)
         if not dishes:

@@ -142,9 +142,7 @@ def make_plan(job: Job, request: Request) -> Plan:
     if request.grade != "data" and request.reference is None:
         request = dataclasses.replace(request, reference=short_run(job, request.probe_epochs))
     evidence, quality, scales = _evidence(job, dataset, tables, request)
-    menu = make_menu(
-        job, tables, evidence, request.purpose, methods=request.methods, scales=scales
-    )
+    menu = make_menu(job, tables, evidence, request.purpose, methods=request.methods, scales=scales)
     full = size_of(lowered(job, dataset.schema, _full(job)), job.train.optimizer)
     budget, items, choice = _solved(menu, request, full, quality)
     dishes = chosen(items, choice)
@@ -234,7 +232,7 @@ def _evidence(
     evidence, quality = read_reference(job, dataset, request.reference)
     if request.grade == "reference":
         return evidence, quality, Scales()
-    scales = probe(job, dataset, tables, evidence, request.methods, request.probe_epochs)
+    scales = probe(job, tables, evidence, request.methods, request.probe_epochs)
     return evidence, quality, scales
 
 
@@ -275,14 +273,10 @@ def _solved(
 
 def _extremes(menu: Menu, of: Callable[[Options], float]) -> list[float]:
     """Returns for each alternative the sum over its items of a figure."""
-    return [
-        sum(of(item.options(menu.purpose)) for item in items) for items in menu.alternatives()
-    ]
+    return [sum(of(item.options(menu.purpose)) for item in items) for items in menu.alternatives()]
 
 
-def _check(
-    whole: Sizes, parts: Sequence[Sizes], purpose: Purpose, budget: int | None
-) -> None:
+def _check(whole: Sizes, parts: Sequence[Sizes], purpose: Purpose, budget: int | None) -> None:
     """Compares the bytes of the lowered plan with those that it was made of.
 
     Raises:
@@ -301,4 +295,3 @@ def _check(
         raise RuntimeError(f"the plan takes {whole}, its tables alone {sums}")
     if budget is not None and whole.of(purpose) > budget:
         raise RuntimeError(f"the plan takes {whole.of(purpose):,} bytes of {budget:,}")
-

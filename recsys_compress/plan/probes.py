@@ -14,7 +14,6 @@ from recsys_compress.compress.method import Method, method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.config import Job
-from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import joined
 from recsys_compress.plan.curves import Evidence, Scales
@@ -28,7 +27,6 @@ _BOUNDS = (1e-2, 1e2)
 
 def probe(
     job: Job,
-    dataset: PreparedDataset,
     tables: Sequence[EmbeddingBagConfig],
     evidence: Evidence,
     methods: Sequence[str],
@@ -41,7 +39,6 @@ def probe(
 
     Args:
         job: that is planned.
-        dataset: its data.
         tables: its logical tables.
         evidence: of the estimates to correct.
         methods: to try.

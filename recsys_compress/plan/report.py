@@ -100,7 +100,8 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         (
             "bytes",
             f"training {sizes.training:,} of {full.training:,} (tables {sizes.parameters:,}, "
-            f"optimizer {sizes.optimizer:,}); serving {sizes.serving:,} of {full.serving:,}{budget}",
+            f"optimizer {sizes.optimizer:,}); serving {sizes.serving:,} of {full.serving:,}"
+            f"{budget}",
         ),
         ("predicted logloss", _rise(plan.loss, plan.error)),
         ("a better choice could save", f"{plan.choice.gap:.2g} at most (the solver's gap)"),

@@ -186,17 +186,13 @@ def _fill(
             left -= cost
 
 
-def _reduced(
-    items: Sequence[Options], budget: float, slope: float, incumbent: float
-) -> list[Ints]:
+def _reduced(items: Sequence[Options], budget: float, slope: float, incumbent: float) -> list[Ints]:
     """Returns for each table the options that a choice better than the incumbent may have."""
     reduced = [item.losses + slope * item.costs for item in items]
     least = np.array([costs.min() for costs in reduced])
     room = incumbent - (float(least.sum()) - slope * budget)
     room += _ROUNDING * sum(float(np.abs(item.losses).max()) for item in items)
-    return [
-        np.flatnonzero(costs - low <= room) for costs, low in zip(reduced, least, strict=True)
-    ]
+    return [np.flatnonzero(costs - low <= room) for costs, low in zip(reduced, least, strict=True)]
 
 
 def _exact(items: Sequence[Options], kept: Sequence[Ints], budget: float, greedy: Choice) -> Choice:

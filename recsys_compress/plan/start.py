@@ -28,5 +28,4 @@ def start_from(job: Job, folder: Path) -> Start:
     with process_group():
         built, own = load_run(folder)
         check_tables(tables, logical_tables(own.schema, built.job.embedding.dim), folder)
-        start = hand_over(built, dataset, tables, policy)
-    return start
+        return hand_over(built, dataset, tables, policy)

@@ -137,18 +137,19 @@ class Stored:
         return {**self.__dict__, "folder": str(self.folder)}
 
 
-def store(folder: Path, plan: StoragePlan) -> Stored:
+def store(folder: Path, plan: StoragePlan | None) -> Stored:
     """Stores a run's tables in other types, in the run's folder, and evaluates the model with them.
 
     Args:
         folder: the run's own folder.
-        plan: which types.
+        plan: which types; None for those that the run's job or plan names.
 
     Raises:
         UserError: the run cannot be read, or the plan does not suit its tables.
     """
     with process_group():
         built, dataset = load_run(folder)
+        plan = plan or StoragePlan.planned(built.embeddings)
         types = plan.resolve(built.embeddings)
         stored = quantize(built.embeddings, plan, built.table_weights())
         dense = sum(weight.nbytes for weight in built.dense_weights().values())

@@ -36,9 +36,7 @@ def brute_force(items: list[Options], budget: float) -> float | None:
 
 @given(PROBLEM, st.integers(0, 250))
 @settings(max_examples=300, deadline=None)
-def test_the_choice_is_the_best_there_is(
-    problem: list[list[tuple[int, int]]], budget: int
-) -> None:
+def test_the_choice_is_the_best_there_is(problem: list[list[tuple[int, int]]], budget: int) -> None:
     items = items_of(problem)
     best, found = brute_force(items, budget), solve(items, budget)
     if best is None:
