@@ -41,7 +41,7 @@ class Curvature:
         change = change.double()
         spread = change.t() @ (self.weights.unsqueeze(1) * change)
         rises = (self.matrices * spread).sum(dim=(1, 2)) / 2
-        error = rises.std() / len(rises) ** 0.5
+        error = rises.std(correction=min(1, len(rises) - 1)) / len(rises) ** 0.5
         return float(rises.mean()), float(error)
 
 
@@ -80,9 +80,9 @@ def measure(
         )
         for table in tables
     }
-    reader = Reader(
-        dataset, "train", batch_size=built.job.train.eval_batch_size, seed=0, shuffle=True
-    )
+    most = max(1, min(most_rows, dataset.rows("train")) // _FOLDS)  # so that every fold has some
+    size = min(built.job.train.eval_batch_size, most)
+    reader = Reader(dataset, "train", batch_size=size, seed=0, shuffle=True)
     pooled: list[KeyedTensor] = []
     hook = embeddings.register_forward_hook(lambda _m, _x, output: pooled.append(output))
     built.model.eval()
