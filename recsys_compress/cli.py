@@ -174,6 +174,10 @@ def train(
     settings = load_job(job, [*(overrides or ()), *planned])
     if start is not None and (resume is not None or settings.embedding.plan is None):
         raise UserError("train: --start goes with --plan, and not with --resume")
+    if settings.embedding.plan is not None and resume is None and start is None:
+        from recsys_compress.compress.planned import PlanFile
+
+        PlanFile.read(Path(settings.embedding.plan)).check_from_scratch(settings.embedding.plan)
 
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train

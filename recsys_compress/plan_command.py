@@ -76,5 +76,5 @@ def plan(
         for table in render(found):
             print_table(table)
     if not dry_run:
-        start = f" --start {found.request.reference}" if found.request.reference else ""
+        start = f" --start {found.request.reference}" if found.request.adopting else ""
         typer.echo(f"next: recsys-compress train {job} --plan {out}{start}", err=True)

@@ -164,8 +164,12 @@ class Method(abc.ABC):
             f"method {method_name(self)!r} cannot take over trained tables; train it from scratch"
         )
 
-    def in_one_stage(self) -> "Method":
-        """Returns the form that trains in one stage from the start, for budget plans."""
+    def in_one_stage(self, *, adopting: bool) -> "Method":  # noqa: ARG002
+        """Returns the form that trains in one stage, for budget plans.
+
+        Args:
+            adopting: whether it begins with trained tables, or else from scratch.
+        """
         return self
 
     def kept_parts(self, tables: Sequence[EmbeddingBagConfig]) -> Kept | None:  # noqa: ARG002

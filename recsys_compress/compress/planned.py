@@ -6,6 +6,7 @@ dim = 16                 # of the logical tables that it was made for
 optimizer = "adam"       # on which its bytes hang
 [rows]                   # ids by table
 user = 6042
+needs_start = false      # whether it must begin with a trained run's tables
 [summary]                # what was asked for and what was found; for people and programs
 [[assignments]]          # as `Policy.describe` has them
 tables = ["user"]
@@ -45,6 +46,7 @@ class PlanFile:
         optimizer: of the tables.
         rows: ids by logical table.
         assignments: as `Policy.describe` writes them; of the options `storage` alone.
+        needs_start: whether it only makes sense for tables that begin with a trained run's.
         summary: what was asked for and what was found.
         tables: what was found for each table.
     """
@@ -56,13 +58,21 @@ class PlanFile:
     optimizer: str
     rows: dict[str, int]
     assignments: tuple[dict[str, Any], ...]
+    needs_start: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
     tables: tuple[dict[str, Any], ...] = ()
 
     @staticmethod
-    def of(policy: Policy, tables: Sequence[EmbeddingBagConfig], optimizer: str) -> "PlanFile":
+    def of(
+        policy: Policy,
+        tables: Sequence[EmbeddingBagConfig],
+        optimizer: str,
+        *,
+        needs_start: bool = False,
+    ) -> "PlanFile":
         """Returns the plan that has a policy for tables of one width."""
         return PlanFile(
+            needs_start=needs_start,
             dim=tables[0].embedding_dim,
             optimizer=optimizer,
             rows={table.name: table.num_embeddings for table in tables},
@@ -101,6 +111,21 @@ class PlanFile:
                 "plan anew"
             )
         return parse(PlanFile, raw, where=str(path))
+
+    def check_from_scratch(self, where: str) -> None:
+        """Refuses a plan that has to begin with trained tables.
+
+        Args:
+            where: the file, for messages.
+
+        Raises:
+            UserError: it has to.
+        """
+        if self.needs_start:
+            raise UserError(
+                f"{where}: has tables that must begin with a trained run's; add --start "
+                f"{self.summary.get('reference', 'RUN')}"
+            )
 
     def policy(
         self, tables: Sequence[EmbeddingBagConfig], options: TableOptions, *, where: str

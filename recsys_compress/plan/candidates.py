@@ -126,6 +126,8 @@ def methods_for(
     tables: Sequence[EmbeddingBagConfig],
     wanted: Wanted,
     trained: Trained | None,
+    *,
+    adopting: bool,
 ) -> Iterator[tuple[Method, Values | None]]:
     """Yields a method at every knob worth looking at, for one table or several that share.
 
@@ -136,6 +138,7 @@ def methods_for(
         tables: the logical tables.
         wanted: the method.
         trained: the tables of a reference run, which the method then takes over; None for none.
+        adopting: whether training is to begin with what it took over.
 
     Yields:
         The method with its knobs, and what its tables would begin with.
@@ -143,7 +146,7 @@ def methods_for(
     rule, seen = wanted.rule, []
     for budget in [None] if wanted.is_fixed else _ladder(tables, rule.options):
         try:
-            method = rule.method.in_one_stage()
+            method = rule.method.in_one_stage(adopting=adopting)
             method = method if budget is None else method.fit(tables, budget, rule.options)
             if method in seen:
                 continue

@@ -24,10 +24,9 @@ from recsys_compress.plan.candidates import (
 from recsys_compress.plan.curves import Estimate, Evidence, Scales
 from recsys_compress.plan.solver import Choice, Options
 
-# What free tables may have unless told otherwise; and what they may have when asked for. The blocks
-# of `dynamic_sparse` move while it trains, which no trained model foretells.
-METHODS = ("full", "low_rank", "quotient_remainder", "hash", "dnis", "unified")
-ALLOWED = (*METHODS, "dynamic_sparse", "double_hash", "mixed_dim")
+# What free tables may have unless told otherwise; and what they may have when asked for.
+METHODS = ("full", "low_rank", "quotient_remainder", "hash", "dnis", "dynamic_sparse", "unified")
+ALLOWED = (*METHODS, "double_hash", "mixed_dim")
 _GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # members of groups that are tried
 
 
@@ -109,6 +108,7 @@ def make_menu(
     purpose: Purpose,
     *,
     methods: Sequence[str] = METHODS,
+    adopting: bool = False,
     scales: Scales | None = None,
 ) -> Menu:
     """Returns what a job's tables may become.
@@ -123,6 +123,7 @@ def make_menu(
         evidence: for the estimates.
         purpose: which bytes count. In training nothing is stored in another type than fp32.
         methods: that free tables may have.
+        adopting: whether training is to begin with the evidence's trained tables.
         scales: corrections of the estimates; None for none.
 
     Raises:
@@ -136,6 +137,7 @@ def make_menu(
         evidence=evidence,
         storage=("fp32",) if purpose == "training" else STORAGE,
         purpose=purpose,
+        adopting=adopting,
         scales=scales or Scales(),
     )
     wanted = {table.name: found for table, found in _wanted(job, tables, methods)}
@@ -162,6 +164,7 @@ class _Cook:
     evidence: Evidence
     storage: Sequence[DataType]
     purpose: Purpose
+    adopting: bool
     scales: Scales
 
     def item(
@@ -191,7 +194,8 @@ class _Cook:
 
     def _all(self, tables: Sequence[EmbeddingBagConfig], wanted: Wanted) -> Iterator[Dish]:
         optimizer = self.job.train.optimizer
-        for method, values in methods_for(tables, wanted, self.evidence.trained):
+        trained, adopting = self.evidence.trained, self.adopting
+        for method, values in methods_for(tables, wanted, trained, adopting=adopting):
             try:
                 candidates = candidate(tables, method, wanted.rule.options, optimizer, self.storage)
                 estimates = self.evidence.estimates(tables, candidates, values)

@@ -1,7 +1,7 @@
 """A job and a budget in, the best plan for its tables out."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.method import method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.compress.policy import Policy, make_rule
@@ -53,6 +54,14 @@ class Request:
     reference: Path | None = None
     methods: tuple[str, ...] = METHODS
     probe_epochs: int = 1
+
+    @property
+    def adopting(self) -> bool:
+        """Whether the plan is to be trained from the reference run's tables on.
+
+        It is what the grade "reference" predicts; probes are trained from scratch.
+        """
+        return self.grade == "reference"
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.max_auc_loss is None):
@@ -123,6 +132,31 @@ class Plan:
         return "; ".join(part for part in (found, self.whys.get(tables, "")) if part)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that plans of one job for one purpose have in common.
+
+    Attributes:
+        job: the job.
+        request: what was asked; reference and grade are settled.
+        dataset: the job's data.
+        tables: the logical tables.
+        worths: by table, the loss if all its ids had one vector.
+        quality: what a rise of the logloss does to the AUC; None for the grade "data".
+        menu: what the tables may become.
+        full: exact bytes of full tables in fp32.
+    """
+
+    job: Job
+    request: Request
+    dataset: PreparedDataset
+    tables: Sequence[EmbeddingBagConfig]
+    worths: Mapping[str, float]
+    quality: AucByLoss | None
+    menu: Menu
+    full: Sizes
+
+
 def make_plan(job: Job, request: Request) -> Plan:
     """Plans a job's tables.
 
@@ -135,6 +169,16 @@ def make_plan(job: Job, request: Request) -> Plan:
         UserError: the budget is out of reach, the job or the reference run does not suit the data,
             or the plan cannot be built.
     """
+    common = prepare(job, request)
+    return plan_within(common, common.request)
+
+
+def prepare(job: Job, request: Request) -> Prepared:
+    """Gathers the evidence and makes the menu, whatever the budget.
+
+    Raises:
+        UserError: the job or the reference run does not suit the data.
+    """
     if job.train.threads:
         torch.set_num_threads(job.train.threads)
     dataset = PreparedDataset.open(job.data.path)
@@ -142,12 +186,41 @@ def make_plan(job: Job, request: Request) -> Plan:
     if request.grade != "data" and request.reference is None:
         request = dataclasses.replace(request, reference=short_run(job, request.probe_epochs))
     evidence, quality, scales = _evidence(job, dataset, tables, request)
-    menu = make_menu(job, tables, evidence, request.purpose, methods=request.methods, scales=scales)
-    full = size_of(lowered(job, dataset.schema, _full(job)), job.train.optimizer)
-    budget, items, choice = _solved(menu, request, full, quality)
+    return Prepared(
+        job=job,
+        request=request,
+        dataset=dataset,
+        tables=tables,
+        worths={table.name: evidence.worth(table) for table in tables},
+        quality=quality,
+        menu=make_menu(
+            job,
+            tables,
+            evidence,
+            request.purpose,
+            methods=request.methods,
+            adopting=request.adopting,
+            scales=scales,
+        ),
+        full=size_of(lowered(job, dataset.schema, _full(job)), job.train.optimizer),
+    )
+
+
+def plan_within(common: Prepared, request: Request) -> Plan:
+    """Returns the best plan of what was prepared.
+
+    Args:
+        common: made for the same purpose, grade and methods.
+        request: with its budget, or the AUC that it may lose.
+
+    Raises:
+        UserError: the budget is out of reach, or the plan cannot be built.
+    """
+    job, menu = common.job, common.menu
+    budget, items, choice = _solved(menu, request, common.full, common.quality)
     dishes = chosen(items, choice)
     policy = joined([dish.candidate for dish in dishes.values()])
-    sizes = size_of(lowered(job, dataset.schema, policy), job.train.optimizer)
+    sizes = size_of(lowered(job, common.dataset.schema, policy), job.train.optimizer)
     _check(sizes, [dish.candidate.sizes for dish in dishes.values()], request.purpose, budget)
     path = frontier([item.options(menu.purpose) for item in items])
     points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
@@ -158,15 +231,20 @@ def make_plan(job: Job, request: Request) -> Plan:
         policy=policy,
         dishes=dishes,
         whys={item.tables: item.why for item in items},
-        worths={table.name: evidence.worth(table) for table in tables},
+        worths=common.worths,
         sizes=sizes,
-        full=full,
+        full=common.full,
         choice=choice,
         budget=budget,
         more=(limit, choice.loss if more is None else more[1].loss),
         curve=[(float(path.costs[i]), float(path.losses[i])) for i in points],
-        quality=quality,
-        file=PlanFile.of(policy, tables, job.embedding.optimizer),
+        quality=common.quality,
+        file=PlanFile.of(
+            policy,
+            common.tables,
+            job.embedding.optimizer,
+            needs_start=request.adopting and _differ(job, dishes.values()),
+        ),
     )
     file = dataclasses.replace(plan.file, summary=summary(plan), tables=tuple(rows(plan)))
     return dataclasses.replace(plan, file=file)
@@ -212,6 +290,13 @@ def rows(plan: Plan) -> list[dict[str, Any]]:
 
 def _bytes(sizes: Sizes) -> dict[str, int]:
     return {**dataclasses.asdict(sizes), "training": sizes.training}
+
+
+def _differ(job: Job, dishes: Iterable[Dish]) -> bool:
+    """Whether a method has another form where it begins with trained tables."""
+    names = {method_name(dish.candidate.method) for dish in dishes}
+    methods = [make_rule(name, job.embedding).method for name in names]
+    return any(m.in_one_stage(adopting=True) != m.in_one_stage(adopting=False) for m in methods)
 
 
 def _full(job: Job) -> Policy:

@@ -1,7 +1,5 @@
 """What fields say about the label, and what methods leave of it."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq

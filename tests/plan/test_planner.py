@@ -240,7 +240,7 @@ def test_runs_and_plans_of_other_tables_are_refused(
         make_plan(wider, request)
     data = prepare(Synthetic(rows=500, cardinalities=(5, 50), dense=2), tmp_path / "data")
     other = dataclasses.replace(job, data=dataclasses.replace(job.data, path=str(data.path)))
-    with pytest.raises(UserError, match="num_embeddings|has a table"):
+    with pytest.raises(UserError, match=r"num_embeddings|has a table"):
         make_plan(other, request)
 
     plan = make_plan(job, Request(budget="0.5x", methods=FEW))
@@ -281,3 +281,17 @@ def test_a_run_of_a_plan_begins_with_the_reference(
         name = max(plan.worths, key=lambda table: plan.worths[table])
         new, old = built.embeddings.vectors(name), before.embeddings.vectors(name)
     assert torch.linalg.norm(new - old) < 0.5 * torch.linalg.norm(old)
+
+
+def test_blocks_that_stay_must_begin_with_a_trained_run(
+    job: Job, reference: Path, tmp_path: Path
+) -> None:
+    given = {"budget": "0.3x", "methods": ("full", "dynamic_sparse")}
+    plan = make_plan(job, request_of(reference, **given))
+    assert plan.file.needs_start
+    plan.file.write(tmp_path / "plan.toml")
+    with pytest.raises(UserError, match="add --start"):
+        PlanFile.read(tmp_path / "plan.toml").check_from_scratch("plan.toml")
+    moving = make_plan(job, Request(**given))
+    assert not moving.file.needs_start
+    moving.file.check_from_scratch("plan.toml")
