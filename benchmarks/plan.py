@@ -63,7 +63,7 @@ FIGURES = "plan.json"
 BUDGETS = {"1/2": "0.5x", "1/5": "0.2x", "1/10": "0.1x", "1/30": "0.0333x", "1/100": "0.01x"}
 PURPOSES: tuple[Purpose, ...] = ("training", "serving")
 SETTINGS = ("embedding.methods.dynamic_sparse.block=2", "train.threads=1")
-PARTS = ("points", *PURPOSES, "trained")
+PARTS = ("points", *PURPOSES, "data", "trained")
 POINTS = 3  # knobs of each table and method that are measured
 SCRATCH = ("low_rank", "quotient_remainder", "unified")  # what a uniform policy is trained with
 TYPES: tuple[DataType, ...] = ("fp32", "int8", "int4")  # of uniform policies that are served
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     parts: dict[str, Measure] = {"points": lambda folder, _: points(folder)}
     parts |= {purpose: _plans(purpose) for purpose in PURPOSES}
+    parts["data"] = lambda folder, _: blind(folder)
     parts["trained"] = lambda folder, rows: trained(folder, rows, options.runs)
     for seed in [] if options.render else options.seeds:
         runs.prepare(MOVIELENS, seed)
@@ -180,7 +181,13 @@ def plans(folder: Path, purpose: Purpose) -> Iterator[Mapping[str, Any]]:
     full: Metrics | None = None
     common: Prepared | None = None
     for name, budget in BUDGETS.items():
-        request = Request(purpose=purpose, budget=budget, grade="reference", reference=folder)
+        request = Request(
+            purpose=purpose,
+            budget=budget,
+            grade="reference",
+            reference=folder,
+            methods=METHODS,
+        )
         common = common or prepare(job, request)
         full = full or _adopted(job, folder, alone_of(job, "full"))
         rows: list[dict[str, Any]] = []
@@ -206,6 +213,23 @@ def plans(folder: Path, purpose: Purpose) -> Iterator[Mapping[str, Any]]:
         yield {"budget": name, "budget_bytes": within, "full": full, "rows": rows}
 
 
+def blind(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """Yields the figures of plans from the data alone, whose tables take the trained ones over."""
+    job = load_job(folder / "job.toml", SETTINGS)
+    common: Prepared | None = None
+    for name, budget in BUDGETS.items():
+        request = Request(budget=budget, grade="data", methods=METHODS)
+        common = common or prepare(job, request)
+        try:
+            plan = plan_within(common, request)
+        except UserError as error:
+            yield {"budget": name, "error": str(error)}
+            continue
+        tables = [dish.candidate.label for dish in plan.dishes.values()]
+        figures = _adopted(job, folder, plan.policy)
+        yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **figures}
+
+
 def trained(
     folder: Path, kept: Sequence[Mapping[str, Any]], runs: Path
 ) -> Iterator[Mapping[str, Any]]:
@@ -217,8 +241,8 @@ def trained(
     job = load_job(folder / "job.toml", (*SETTINGS, f"train.output={json.dumps(str(runs))}"))
     done = {(row["budget"], row["policy"]) for row in kept}
     common: Prepared | None = None
-    for name, budget in BUDGETS.items():
-        request = Request(budget=budget, grade="reference", reference=folder)
+    for name, budget in reversed(BUDGETS.items()):  # most is at stake at the smallest
+        request = Request(budget=budget, grade="reference", reference=folder, methods=METHODS)
         if (name, "plan") not in done:
             common = common or prepare(job, request)
             policy = plan_within(common, request).policy

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ One table at a time is stored in another way, and the validation logloss of the 
 prediction is that of the grade "reference". Rises below 1e-6 are mostly chance."""
 PLANS = """Test AUC, mean ± standard deviation over seeds. The best uniform policy is that of the
 highest validation AUC among all methods{types} at the same budget, for each seed anew."""
+BLIND = """Plans for training of the grade "data", made without the trained model; its tables are
+then taken over by them as above, for comparison."""
 TRAINED = """Test AUC by training bytes, optimizer state included. Plans of the grade "reference"
 are trained from the reference run's tables on, with its settings and as long as it was; so in all
 they have had two trainings. The uniform policies are trained once, from scratch; ranks, widths and
@@ -49,6 +52,9 @@ def write(records: Sequence[Mapping[str, Any]], page: Path) -> None:
                 f"What was chosen at seed {own[0]['seed']}:",
                 choices(own[0]),
             ]
+    blind = [record for record in records if record["what"] == "data"]
+    if blind:
+        parts += ["## Plans from the data alone", BLIND, without_reference(blind)]
     runs = [record for record in records if record["what"] == "trained" and record["rows"]]
     if runs:
         parts += ["## Trained", TRAINED, trainings(runs)]
@@ -113,12 +119,23 @@ def comparison(records: Sequence[Mapping[str, Any]]) -> str:
     return table([*names, "best uniform", "which", "plan better by"], rows)
 
 
+def without_reference(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns test AUC of plans that were made from the data alone."""
+    rows = []
+    for number, first in enumerate(records[0]["rows"]):
+        found = [r["rows"][number] for r in records if "test.auc" in r["rows"][number]]
+        shown = mean_and_spread([row["test.auc"] for row in found]) if found else "out of reach"
+        chosen = "; ".join(first.get("tables", []))
+        rows.append([first["budget"], shown, chosen])
+    return table(["budget", "test AUC", f"chosen at seed {records[0]['seed']}"], rows)
+
+
 def trainings(records: Sequence[Mapping[str, Any]]) -> str:
     """Returns test AUC of trained plans and policies, by budget."""
     rows = [row for record in records for row in record["rows"]]
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     lines = []
-    for budget in dict.fromkeys(row["budget"] for row in rows):
+    for budget in sorted({row["budget"] for row in rows}, key=Fraction, reverse=True):
         cells = [budget]
         for policy in policies:
             own = [r for r in rows if (r["budget"], r["policy"]) == (budget, policy)]
