@@ -1,14 +1,16 @@
 """What trained vectors become where ids share rows: the values that are nearest to them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from recsys_compress.compress.lowering import Lowering
-from recsys_compress.compress.method import Trained, Values
+from recsys_compress.compress.lowering import Lowering, TableOptions
+from recsys_compress.compress.method import Method, Trained, Values, method_name
 from recsys_compress.compress.reads import rows_read
+from recsys_compress.errors import UserError
 
 _LEAST = 1e-6  # weight of an id that training has not seen: it counts only where it is alone
 _SWEEPS = 12
@@ -93,3 +95,29 @@ def two_factors(
         scale = (right.square().mean() / left.square().mean().clamp(min=1e-30)) ** 0.25
         left, right = left * scale, right / scale
     return left, right
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRows(Method):
+    """A method whose rows are read by several ids, and can be the means of their vectors."""
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        trained: Trained,
+        budget_bytes: int | None,
+        options: TableOptions,
+    ) -> tuple[Method, Values]:
+        """Returns the fitted method, and rows that are means of the vectors that share them.
+
+        Raises:
+            UserError: the budget is out of reach, or rows are combined by more than concatenation.
+        """
+        method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
+        lowering = method.lower(tables)
+        if lowering.combine is not None:
+            raise UserError(
+                f"method {method_name(self)!r}: cannot take over trained tables where rows are "
+                "added; use operation 'concat', or train it from scratch"
+            )
+        return method, shared_means(lowering, tables, trained)

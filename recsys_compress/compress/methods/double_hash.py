@@ -16,15 +16,15 @@ from recsys_compress.compress.budget import check_choice, check_share, half_dim,
 from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, Trained, Values, register
-from recsys_compress.compress.sharing import shared_means
+from recsys_compress.compress.method import register
+from recsys_compress.compress.sharing import SharedRows
 
 Operation = Literal["concat", "add"]
 
 
 @register("double_hash")
 @dataclass(frozen=True, kw_only=True)
-class DoubleHash(Method):
+class DoubleHash(SharedRows):
     """Double hashing: e(id) = E[h_1(id)] o E[h_2(id)] with one smaller table E for each table.
 
     Two ids get the same vector only if both hashes agree, or, in a sum, agree crosswise. The
@@ -95,20 +95,3 @@ class DoubleHash(Method):
         full = sum(t.num_embeddings * options.row_bytes(t.embedding_dim) for t in tables)
         share = solve("double_hash", need, budget_bytes, full, least=1e-18, greatest=1.0)
         return replace(self, share=share)
-
-    def adopt(
-        self,
-        tables: Sequence[EmbeddingBagConfig],
-        trained: Trained,
-        budget_bytes: int | None,
-        options: TableOptions,
-    ) -> tuple["DoubleHash", Values]:
-        """Returns the fitted method, and rows that are means of the vectors that share them.
-
-        Raises:
-            UserError: rows are added, and have no such means.
-        """
-        if self.operation == "add":
-            super().adopt(tables, trained, budget_bytes, options)
-        method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
-        return method, shared_means(method.lower(tables), tables, trained)

@@ -14,13 +14,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys_compress.compress.budget import check_share, solve
 from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, Trained, Values, register
-from recsys_compress.compress.sharing import shared_means
+from recsys_compress.compress.method import register
+from recsys_compress.compress.sharing import SharedRows
 
 
 @register("hash")
 @dataclass(frozen=True, kw_only=True)
-class Hash(Method):
+class Hash(SharedRows):
     """Per-table modulo hashing: row = id mod ceil(share * n); the usual baseline."""
 
     share: float | None = field(
@@ -71,17 +71,6 @@ class Hash(Method):
 
         share = solve("hash", need, budget_bytes, need(1.0), least=1e-18, greatest=1.0)
         return replace(self, share=share)
-
-    def adopt(
-        self,
-        tables: Sequence[EmbeddingBagConfig],
-        trained: Trained,
-        budget_bytes: int | None,
-        options: TableOptions,
-    ) -> tuple["Hash", Values]:
-        """Returns the fitted method, and rows that are means of the vectors that share them."""
-        method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
-        return method, shared_means(method.lower(tables), tables, trained)
 
 
 class Remainder(nn.Module):

@@ -19,7 +19,7 @@ from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, Part, PhysicalTable, TableOptions
 from recsys_compress.compress.method import Method, Trained, Values, register
-from recsys_compress.compress.sharing import id_weights, shared_means, two_factors
+from recsys_compress.compress.sharing import SharedRows, id_weights, two_factors
 from recsys_compress.errors import UserError
 
 Operation = Literal["mult", "add", "concat"]
@@ -29,7 +29,7 @@ _PARTS: dict[Operation, Part] = {"mult": "factor", "add": "addend", "concat": "w
 
 @register("quotient_remainder")
 @dataclass(frozen=True, kw_only=True)
-class QuotientRemainder(Method):
+class QuotientRemainder(SharedRows):
     """Quotient-remainder embeddings: e(id) = Q[id // m] o R[id mod m], no two ids alike.
 
     R has m rows and Q has ceil(n / m) of them, which is also how many ids share a row of R. The
@@ -118,11 +118,11 @@ class QuotientRemainder(Method):
         trained: Trained,
         budget_bytes: int | None,
         options: TableOptions,
-    ) -> tuple["QuotientRemainder", Values]:
+    ) -> tuple[Method, Values]:
         """Returns the fitted method, and the rows whose pairs come nearest to the vectors."""
+        if self.operation == "concat":
+            return super().adopt(tables, trained, budget_bytes, options)
         method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
-        if method.operation == "concat":
-            return method, shared_means(method.lower(tables), tables, trained)
         values = {}
         for table in tables:
             vectors, modulus = trained.vectors(table.name), method.modulus(table)

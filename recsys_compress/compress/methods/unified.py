@@ -15,8 +15,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, Trained, Values, register
-from recsys_compress.compress.sharing import shared_means
+from recsys_compress.compress.method import register
+from recsys_compress.compress.sharing import SharedRows
 from recsys_compress.errors import UserError, nearest
 
 MAX_ROWS = 2**31 - 1
@@ -24,7 +24,7 @@ MAX_ROWS = 2**31 - 1
 
 @register("unified")
 @dataclass(frozen=True, kw_only=True)
-class Unified(Method):
+class Unified(SharedRows):
     """Unified Embedding (feature multiplexing): one shared table, several salted hashes a feature.
 
     The vector of value v of feature t is the concatenation over its probes k = 1..c_t of the rows
@@ -150,17 +150,6 @@ class Unified(Method):
             least, most = self.num_tables * row_bytes, MAX_ROWS * self.num_tables * row_bytes
             raise out_of_reach("unified", budget_bytes, least, most)
         return replace(self, num_embeddings=rows)
-
-    def adopt(
-        self,
-        tables: Sequence[EmbeddingBagConfig],
-        trained: Trained,
-        budget_bytes: int | None,
-        options: TableOptions,
-    ) -> tuple["Unified", Values]:
-        """Returns the fitted method, and rows that are means of the vectors that share them."""
-        method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
-        return method, shared_means(method.lower(tables), tables, trained)
 
     def _heads(
         self, tables: Sequence[EmbeddingBagConfig], probes: dict[str, int], rows: int
