@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from recsys_compress import plan_command
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json
-from recsys_compress.plan_command import plan
 
 if TYPE_CHECKING:
     from recsys_compress.train.post import Stored
@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.command()(plan)
+app.command()(plan_command.plan)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 

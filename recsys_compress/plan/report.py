@@ -125,6 +125,7 @@ def _text(value: str) -> str:
 
 def _plot(plan: Plan) -> str:
     """Returns the curve of the best plans at all sizes as SVG, with this plan on it."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     quality = plan.quality
@@ -142,6 +143,7 @@ def _plot(plan: Plan) -> str:
     axes.grid(alpha=0.25, lw=0.6)
     axes.legend(frameon=False)
     text = io.StringIO()
-    # No date and fixed ids: the same plan gives the same page.
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    # No date and no random ids: the same plan gives the same page.
+    with rc_context({"svg.hashsalt": "plan"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -186,6 +186,8 @@ def test_a_page_needs_nothing_else(plan: Plan, tmp_path: Path) -> None:
     assert "<svg" in page
     assert "src=" not in page
     assert all(name in page for names in plan.dishes for name in names)
+    write_page(plan, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
     found = plain(plan)
     assert found["curve"]
     assert found["bytes"]["training"] == plan.sizes.training
