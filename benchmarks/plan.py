@@ -63,7 +63,7 @@ FIGURES = "plan.json"
 BUDGETS = {"1/2": "0.5x", "1/5": "0.2x", "1/10": "0.1x", "1/30": "0.0333x", "1/100": "0.01x"}
 PURPOSES: tuple[Purpose, ...] = ("training", "serving")
 SETTINGS = ("embedding.methods.dynamic_sparse.block=2", "train.threads=1")
-PARTS = ("points", *PURPOSES, "data", "trained")
+PARTS = ("points", *PURPOSES, "data", "trained", "probes")
 POINTS = 3  # knobs of each table and method that are measured
 SCRATCH = ("low_rank", "quotient_remainder", "unified")  # what a uniform policy is trained with
 TYPES: tuple[DataType, ...] = ("fp32", "int8", "int4")  # of uniform policies that are served
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts: dict[str, Measure] = {"points": lambda folder, _: points(folder)}
     parts |= {purpose: _plans(purpose) for purpose in PURPOSES}
     parts["data"] = lambda folder, _: blind(folder)
+    parts["probes"] = lambda folder, rows: probed(folder, rows, options.runs)
     parts["trained"] = lambda folder, rows: trained(folder, rows, options.runs)
     for seed in [] if options.render else options.seeds:
         runs.prepare(MOVIELENS, seed)
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if what == "points" and seed != options.seeds[0]:
                 continue
             record = found.setdefault((what, seed), {"what": what, "seed": seed, "rows": []})
-            if record["rows"] and what != "trained":
+            if record["rows"] and what not in ("trained", "probes"):
                 continue
             for row in parts[what](folder, list(record["rows"])):
                 record["rows"].append(row)
@@ -258,6 +259,32 @@ def trained(
             if found is not None:
                 result = train(dataclasses.replace(job, embedding=found))
                 yield {"budget": name, "policy": method, **_figures_of(result)}
+
+
+def probed(
+    folder: Path, kept: Sequence[Mapping[str, Any]], runs: Path
+) -> Iterator[Mapping[str, Any]]:
+    """Yields the figures of plans by probes, trained from scratch, that are not kept."""
+    job = load_job(folder / "job.toml", (*SETTINGS, f"train.output={json.dumps(str(runs))}"))
+    common: Prepared | None = None
+    for name, budget in reversed(BUDGETS.items()):
+        if name in {row["budget"] for row in kept}:
+            continue
+        request = Request(budget=budget, grade="probes", reference=folder, methods=METHODS)
+        common = common or prepare(job, request)
+        plan = plan_within(common, request)
+        path = runs / "plans" / f"{name.replace('/', '-')}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plan.file.write(path)
+        embedding = dataclasses.replace(job.embedding, plan=str(path))
+        result = train(dataclasses.replace(job, embedding=embedding))
+        yield {
+            "budget": name,
+            "policy": "plan by probes, from scratch",
+            "predicted": plan.loss,
+            "tables": [dish.candidate.label for dish in plan.dishes.values()],
+            **_figures_of(result),
+        }
 
 
 def _fitted(job: Job, method: str, budget: str) -> EmbeddingConfig | None:

@@ -15,21 +15,25 @@ from recsys_compress.track.plots import COLOURS, GREY, MARKERS
 INTRODUCTION = """# Budget plans on MovieLens-1M
 
 Written by `python -m benchmarks.plan` from the figures in [plan.json](plan.json). For each seed one
-model of full tables is trained as in the [quality study](quality.md); everything here is that model
-with its tables changed, and nothing is trained again. So plans and uniform policies, which store
-all tables in one way, start from the same and can be compared at any number of bytes."""
+model of full tables is trained as in the [quality study](quality.md). But for the last part,
+everything here is that model with its tables changed, and nothing is trained again. So plans and
+uniform policies, which store all tables in one way, start from the same and can be compared at any
+number of bytes."""
 POINTS = """## Predicted against measured
 
 One table at a time is stored in another way, and the validation logloss of the model measured. The
 prediction is that of the grade "reference". Rises below 1e-6 are mostly chance."""
 PLANS = """Test AUC, mean ± standard deviation over seeds. The best uniform policy is that of the
-highest validation AUC among all methods{types} at the same budget, for each seed anew."""
+highest validation AUC among all methods{types} at the same budget, for each
+seed anew."""
 BLIND = """Plans for training of the grade "data", made without the trained model; its tables are
 then taken over by them as above, for comparison."""
-TRAINED = """Test AUC by training bytes, optimizer state included. Plans of the grade "reference"
-are trained from the reference run's tables on, with its settings and as long as it was; so in all
-they have had two trainings. The uniform policies are trained once, from scratch; ranks, widths and
-rows are what fits the same bytes. Others are in the [quality study](quality.md)."""
+TRAINED = """Test AUC by training bytes, optimizer state included. "plan" is of the grade
+"reference", trained from the reference run's tables on, with its settings and as long as it was; so
+in all it has had two trainings. The others are trained once, from scratch: plans of the grade
+"probes", and uniform policies, whose ranks, widths or rows are what fits the same bytes (none where
+no size is within 5 %). More of these are in the [quality study](quality.md), where budgets are of
+parameters alone."""
 _LEAST = 1e-7  # of the plot's axes
 
 
@@ -55,7 +59,7 @@ def write(records: Sequence[Mapping[str, Any]], page: Path) -> None:
     blind = [record for record in records if record["what"] == "data"]
     if blind:
         parts += ["## Plans from the data alone", BLIND, without_reference(blind)]
-    runs = [record for record in records if record["what"] == "trained" and record["rows"]]
+    runs = [record for record in records if record["what"] in ("trained", "probes")]
     if runs:
         parts += ["## Trained", TRAINED, trainings(runs)]
     write_text(page, "\n\n".join(parts) + "\n")

@@ -26,6 +26,7 @@ from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.reference import read_reference, short_run
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
 from recsys_compress.train.build import logical_tables, lowered
+from recsys_compress.train.shard import process_group
 
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
@@ -169,8 +170,9 @@ def make_plan(job: Job, request: Request) -> Plan:
         UserError: the budget is out of reach, the job or the reference run does not suit the data,
             or the plan cannot be built.
     """
-    common = prepare(job, request)
-    return plan_within(common, common.request)
+    with process_group():  # one for all that is read and trained, and TorchRec stays quiet in it
+        common = prepare(job, request)
+        return plan_within(common, common.request)
 
 
 def prepare(job: Job, request: Request) -> Prepared:
