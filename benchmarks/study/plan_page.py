@@ -22,7 +22,8 @@ number of bytes."""
 POINTS = """## Predicted against measured
 
 One table at a time is stored in another way, and the validation logloss of the model measured. The
-prediction is that of the grade "reference". Rises below 1e-6 are mostly chance."""
+prediction is that of the grade "reference". Rises below 1e-6 are mostly chance, and none or less is
+drawn at the edge."""
 PLANS = """Test AUC, mean ± standard deviation over seeds. The best uniform policy is that of the
 highest validation AUC among all methods{types} at the same budget, for each
 seed anew."""
@@ -175,7 +176,7 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.plot(
             [max(point["predicted"], _LEAST) for point in own],
             [max(point["measured"], _LEAST) for point in own],
-            MARKERS[i % len(MARKERS)],
+            MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
             c=COLOURS[i % len(COLOURS)],
             ms=4,
             alpha=0.7,

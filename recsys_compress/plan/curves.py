@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
@@ -102,11 +103,18 @@ class DataEvidence:
     ) -> list[Estimate]:
         """Returns the estimates; see `Evidence.estimates`."""
         lowering = candidates[0].method.lower(tables)
-        method = worth = error = 0.0
+        masses = {t.name: np.zeros(t.num_embeddings) for t in lowering.tables}
+        reads = {}
         for table in tables:
             counts = self._counts[table.name]
             kept = counts.kept(lowering, table.feature_names[0], int(table.embedding_dim))
-            lost, spread = counts.lost(kept)
+            for physical, who, rows in kept.reads:
+                np.add.at(masses[physical], rows, counts.counts[who])
+            reads[table.name] = kept
+        method = worth = error = 0.0
+        for table in tables:
+            counts = self._counts[table.name]
+            lost, spread = counts.lost(reads[table.name], masses if len(tables) > 1 else None)
             method, error = method + lost, (error**2 + spread**2) ** 0.5
             worth += counts.information()[0]
         return [

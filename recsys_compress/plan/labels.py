@@ -4,7 +4,7 @@ The information of an id's label, less that of random labels on ids of the same 
 not an effect of many rare ids. Source: the noise baseline of OutRank, outbrain/outrank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,20 +74,30 @@ class LabelCounts:
         """Returns nats an example that the ids say about the label, and their standard error."""
         return self.lost(None)
 
-    def lost(self, kept: "Kept | None") -> tuple[float, float]:
+    def lost(
+        self, kept: "Kept | None", masses: Mapping[str, Floats] | None = None
+    ) -> tuple[float, float]:
         """Returns nats an example that are lost where ids share rows, and the standard error.
 
         Args:
             kept: how ids read rows; None where they read none.
+            masses: by physical table, how often each row is read by all fields; None where no other
+                field reads them.
         """
         whole = self._divergence(np.zeros(len(self.ids), dtype=np.int64))
         if kept is not None:
-            share = np.ones_like(whole)
-            for who, rows in kept.reads:
+            # Look-ups are independent noisy readings of an id: signal over noise adds up.
+            clear = np.zeros_like(whole)
+            for table, who, rows in kept.reads:
                 cells = np.full(len(self.ids), -1)
                 cells[who] = rows
-                part = np.minimum(self._divergence(cells) / np.maximum(whole, 1e-300), 1.0)
-                share[:, who] *= part[:, who]
+                noise = np.minimum(self._divergence(cells) / np.maximum(whole, 1e-300), 1.0)[:, who]
+                if masses is not None:  # what other fields put into the rows is noise too
+                    own = np.bincount(rows, self.counts[who], len(masses[table]))
+                    noise = 1 - (1 - noise) * (own / np.maximum(masses[table], 1))[rows]
+                with np.errstate(divide="ignore"):
+                    clear[:, who] += (1 - noise) / noise
+            share = 1 / (1 + clear)
             whole = whole * (share + (1 - share) * kept.narrowness)
         totals = whole.sum(axis=1)
         noise = totals[1:]
@@ -105,8 +115,8 @@ class LabelCounts:
         dims = np.zeros(len(self.ids))
         reads = []
         for lookup, who, rows in rows_read(lowering, feature, _tensor(self.ids)):
-            reads.append((who.numpy(), rows.numpy()))
-            dims[reads[-1][0]] += widths[lookup.table]
+            reads.append((lookup.table, who.numpy(), rows.numpy()))
+            dims[who.numpy()] += widths[lookup.table]
         return Kept(reads=reads, narrowness=_cut(dim)[np.minimum(dims, dim).astype(np.int64)])
 
     def _divergence(self, cells: npt.NDArray[np.int64]) -> Floats:
@@ -174,11 +184,12 @@ class Kept:
     """How the ids of a table read rows.
 
     Attributes:
-        reads: for each look-up the ids that read it, by position, and their rows.
+        reads: for each look-up its physical table, the positions of the ids that read it, and their
+            rows.
         narrowness: (n,) share of what an id says that its width cannot hold.
     """
 
-    reads: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+    reads: list[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]]
     narrowness: Floats
 
 
