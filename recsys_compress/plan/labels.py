@@ -100,8 +100,8 @@ class LabelCounts:
             share = 1 / (1 + clear)
             whole = whole * (share + (1 - share) * kept.narrowness)
         totals = whole.sum(axis=1)
-        noise = totals[1:]
-        return max(float(totals[0] - noise.mean()), 0.0), float(noise.std())
+        random = totals[1:]
+        return max(float(totals[0] - random.mean()), 0.0), float(random.std())
 
     def kept(self, lowering: Lowering, feature: str, dim: int) -> "Kept":
         """Returns how ids read rows under a lowering.
