@@ -11,10 +11,11 @@ from recsys_compress.compress import StoragePlan, quantize
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.config import Job, RuleConfig
 from recsys_compress.data.dataset import PreparedDataset
-from recsys_compress.data.prepare import prepare
+from recsys_compress.data.prepare import prepare as prepare_data
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
-from recsys_compress.plan.planner import Plan, Request, make_plan
+from recsys_compress.plan.candidates import joined
+from recsys_compress.plan.planner import Plan, Request, make_plan, prepare
 from recsys_compress.plan.report import plain, write_page
 from recsys_compress.plan.start import start_from
 from recsys_compress.train.build import build, logical_tables
@@ -149,13 +150,20 @@ def test_rules_and_small_tables_are_kept(job: Job) -> None:
 
 
 def test_tables_may_share(job: Job, tmp_path: Path) -> None:
-    free = dataclasses.replace(job.embedding, min_rows=0)
-    job = dataclasses.replace(job, embedding=free)
-    plan = make_plan(job, Request(budget="0.05x", methods=("unified",)))
-    shared = [names for names in plan.dishes if len(names) > 1]
-    assert shared, "a group of unified tables"
-    result = train(planned(job, plan, tmp_path / "plan.toml"))
-    assert result.bytes["tables"] == plan.sizes.parameters
+    job = dataclasses.replace(job, embedding=dataclasses.replace(job.embedding, min_rows=0))
+    common = prepare(job, Request(budget="0.05x", methods=("unified",)))
+    names = sorted(table.name for table in common.tables)
+    for items in common.menu.alternatives():
+        assert sorted(name for item in items for name in item.tables) == names
+    group = common.menu.groups[-1]
+    assert sorted(group.tables) == names
+    shared = group.dishes[len(group.dishes) // 2].candidate
+    path = tmp_path / "plan.toml"
+    PlanFile.of(joined([shared]), common.tables, job.embedding.optimizer).write(path)
+    embedding = dataclasses.replace(job.embedding, plan=str(path))
+    result = train(dataclasses.replace(job, embedding=embedding))
+    assert result.bytes["tables"] == shared.sizes.parameters
+    assert result.bytes["tables"] + result.bytes["optimizer"] == shared.sizes.training
 
 
 def test_probes_scale_each_method(job: Job, reference: Path, plan: Plan) -> None:
@@ -224,7 +232,7 @@ def test_runs_and_plans_of_other_tables_are_refused(
     wider = dataclasses.replace(job, embedding=dataclasses.replace(job.embedding, dim=12))
     with pytest.raises(UserError, match="embedding_dim = 8 there and 12 in the job"):
         make_plan(wider, request)
-    data = prepare(Synthetic(rows=500, cardinalities=(5, 50), dense=2), tmp_path / "data")
+    data = prepare_data(Synthetic(rows=500, cardinalities=(5, 50), dense=2), tmp_path / "data")
     other = dataclasses.replace(job, data=dataclasses.replace(job.data, path=str(data.path)))
     with pytest.raises(UserError, match=r"num_embeddings|has a table"):
         make_plan(other, request)
