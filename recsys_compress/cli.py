@@ -5,15 +5,17 @@ them, so that help is instant.
 """
 
 import dataclasses
+import json
 import logging
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from recsys_compress.commands import deploy
+from recsys_compress.commands import plan as plan_command
 from recsys_compress.commands.common import (
     AsJson,
     hint,
@@ -24,6 +26,9 @@ from recsys_compress.commands.common import (
 )
 from recsys_compress.errors import UserError
 
+if TYPE_CHECKING:
+    pass
+
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -32,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(plan_command.plan)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -149,6 +156,15 @@ def train(
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine that train together.")
     ] = 1,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Plan file that says how tables are stored.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Finished run whose vectors the plan's tables begin with."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and record it in MLflow.
@@ -165,17 +181,38 @@ def train(
         if resume is None:
             raise UserError("train: no job; name a job file, or a run with --resume RUN_FOLDER")
         job = resume / "job.toml"
-    settings = load_job(job, overrides or ())
+    planned = [] if plan_file is None else [f"embedding.plan={json.dumps(str(plan_file))}"]
+    settings = load_job(job, [*(overrides or ()), *planned])
+    if start is not None and (resume is not None or settings.embedding.plan is None):
+        raise UserError("train: --start goes with --plan, and not with --resume")
+    if settings.embedding.plan is not None and resume is None and start is None:
+        from recsys_compress.compress.planned import PlanFile
+
+        PlanFile.read(Path(settings.embedding.plan)).check_from_scratch(settings.embedding.plan)
     if nproc > 1:
         launch_again(
-            nproc, "train", [job], {"--set": overrides, "--resume": resume, "--json": as_json}
+            nproc,
+            "train",
+            [job],
+            {
+                "--set": overrides,
+                "--resume": resume,
+                "--plan": plan_file,
+                "--start": start,
+                "--json": as_json,
+            },
         )
 
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
 
-    result = tracked_train(settings, resume=resume, listeners=[ProgressListener()])
+    begin = None
+    if start is not None:
+        from recsys_compress.plan.start import start_from
+
+        begin = start_from(settings, start)
+    result = tracked_train(settings, resume=resume, start=begin, listeners=[ProgressListener()])
     if not speaks():
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     if as_json:
@@ -202,7 +239,8 @@ def compress(
     storage: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TYPE|TABLE=TYPE", help="Store tables as fp16, bf16, int8, int4 or int2."
+            metavar="TYPE|TABLE=TYPE",
+            help="Store tables as fp16, bf16, int8, int4 or int2, or as 'planned'.",
         ),
     ] = None,
     as_json: AsJson = False,

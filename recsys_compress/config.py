@@ -31,6 +31,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 ModelName = Literal["dcnv2", "dlrm", "deepfm", "autoint"]
 TableOptimizerName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 DenseOptimizerName = Literal["adam", "adagrad", "sgd"]
+DataType = Literal["fp32", "fp16", "bf16", "int8", "int4", "int2"]
 Between = Literal["linear", "activation"]
 ShardingKind = Literal["auto", "table_wise", "row_wise", "column_wise"]
 
@@ -185,6 +186,9 @@ class EmbeddingConfig:
             tables' bytes ("0.1x"); None leaves the method's own knobs as they are.
         min_rows: tables with fewer rows are left full.
         rules: exceptions by table.
+        plan: plan file that says how each table is stored, in the place of `method`, `budget`,
+            `rules` and `min_rows`; None for what they say.
+        storage: type in which rows are to be served; training is in fp32.
         optimizer: of the tables. "rowwise_adagrad", "adagrad" and "sgd" run inside the backward
             pass and touch looked-up rows only; "adam" is dense, for replicated tables of at most
             `dense_rows` rows.
@@ -208,6 +212,8 @@ class EmbeddingConfig:
     budget: str | Count | None = None
     min_rows: Annotated[int, Field(ge=0)] = 100
     rules: tuple[RuleConfig, ...] = ()
+    plan: str | None = None
+    storage: DataType = "fp32"
     optimizer: TableOptimizerName = "rowwise_adagrad"
     learning_rate: Rate = 0.02
     weight_decay: NonNegative = 0.0
@@ -350,7 +356,7 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
 
 def dump_job(job: Job) -> str:
     """Returns the resolved job as TOML: every key, except those that are None."""
-    return tomli_w.dumps(_without_none(dataclasses.asdict(job)))
+    return tomli_w.dumps(without_none(dataclasses.asdict(job)))
 
 
 def parse(kind: type[T], raw: Mapping[str, Any], *, where: str) -> T:
@@ -455,9 +461,10 @@ def _keys(kind: type, path: list[str]) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """Returns plain data without the keys whose value is None, which TOML does not have."""
     if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
+        return {k: without_none(v) for k, v in value.items() if v is not None}
     if isinstance(value, (list, tuple)):
-        return [_without_none(v) for v in value]
+        return [without_none(v) for v in value]
     return value

@@ -1,5 +1,6 @@
 """A tiny run of every benchmark: the figures mean nothing, but all of it must work."""
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -10,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import quality, report, run
+from benchmarks import plan, quality, report, run
 from benchmarks.case import Case, Shape
 from benchmarks.report import Results
 from benchmarks.study import claims, page
 from benchmarks.study.cells import CELLS, TRIALS, Cell, by_name
 from benchmarks.study.claims import CLAIMS, Claim, StorageClaim
+from benchmarks.study.plan_page import spearman, write
 from benchmarks.study.plot import points
 from benchmarks.study.records import Record, Records
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.train.trainer import train
+from tests.train.jobs import make_job
 
 
 def results(**rates: float) -> Results:
@@ -216,3 +221,37 @@ def test_the_page_is_written_without_running(tmp_path: Path) -> None:
     for data in page.TITLES:
         assert (tmp_path / f"quality-{data}.png").read_bytes().startswith(b"\x89PNG")
     assert points(records, "frappe")["full"][0][:2] == (1000, pytest.approx(0.91))
+
+
+def test_the_study_of_plans_runs_on_any_model(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "METHODS", ("full", "hash"))
+    monkeypatch.setattr(plan, "SCRATCH", ("hash",))
+    monkeypatch.setattr(plan, "BUDGETS", {"1/4": "0.25x"})
+    job = make_job(synthetic_dataset, tmp_path / "runs", "adagrad", epochs=1, threads=1)
+    embedding = dataclasses.replace(job.embedding, optimizer="adam", learning_rate=0.01)
+    folder = train(dataclasses.replace(job, embedding=embedding)).folder
+    found = [
+        {"what": "points", "seed": 0, "rows": list(plan.points(folder))},
+        {"what": "training", "seed": 0, "rows": list(plan.plans(folder, "training"))},
+        {"what": "serving", "seed": 0, "rows": list(plan.plans(folder, "serving"))},
+        {"what": "data", "seed": 0, "rows": list(plan.blind(folder))},
+        {"what": "trained", "seed": 0, "rows": list(plan.trained(folder, [], tmp_path / "new"))},
+    ]
+    measured = found[0]["rows"]
+    assert {point["method"] for point in measured} == {"full", "hash"}
+    assert spearman([p["predicted"] for p in measured], [p["measured"] for p in measured]) > 0.5
+    (trained,) = found[1]["rows"]
+    assert trained["rows"][0]["bytes"] <= trained["budget_bytes"]
+    assert [row["policy"] for row in found[4]["rows"]] == ["plan", "hash"]
+    write(found, tmp_path / "plan.md")
+    page = (tmp_path / "plan.md").read_text()
+    assert "| 1/4 |" in page
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rank_correlation_shares_ties() -> None:
+    assert spearman([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 2, 4], [1, 2, 3, 4]) == pytest.approx(0.9486833)

@@ -56,6 +56,10 @@ class Runs:
             return Record(run=cell.run, seed=seed, error=str(error), versions=_versions())
         return Record.of(cell, seed, result, _versions())
 
+    def folder(self, cell: Cell, seed: int) -> Path:
+        """Returns the run folder of a cell, which is run unless it is kept."""
+        return Path(self._result(cell, seed)["folder"])
+
     def store(self, cell: Cell, record: Record, storage: Sequence[str]) -> Record:
         """Returns the record with the figures in storage types, as far as the run is still here."""
         kept = self._kept(cell, record.seed)

@@ -53,14 +53,18 @@ def launch_again(
     raise typer.Exit(launch(processes, arguments))
 
 
-def storage_plan(storage: Sequence[str]) -> "StoragePlan":
+def storage_plan(storage: Sequence[str]) -> "StoragePlan | None":
     """Returns the plan of `--storage` options: one TYPE, or a TABLE=TYPE for each table.
+
+    None stands for "planned", the types that the run's job or plan names.
 
     Raises:
         UserError: they are mixed, or a type is unknown.
     """
     from recsys_compress.compress.storage import StoragePlan
 
+    if list(storage) == ["planned"]:
+        return None
     named = dict(text.rpartition("=")[::2] for text in storage)
     if len(named) < len(storage) or ("" in named and len(named) > 1):
         raise UserError("--storage: give one type for all tables, or one TABLE=TYPE for each")

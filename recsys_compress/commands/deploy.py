@@ -47,7 +47,7 @@ def export(
     """
     from recsys_compress.serve.export import export as export_run
 
-    found = export_run(run_folder, out, storage_plan(storage or ["fp32"]), data)
+    found = export_run(run_folder, out, storage_plan(storage or ["planned"]), data)
     sizes = {**found.bytes, "artifact": found.total_bytes}
     if as_json:
         print_json({"path": str(out), "bytes": sizes, "trained": found.trained, "test": found.test})
@@ -76,7 +76,7 @@ def register(
     """
     from recsys_compress.track.registry import register as register_run
 
-    plan = storage_plan(storage or ["fp32"])
+    plan = storage_plan(storage or ["planned"])
     found = register_run(run_folder, plan, name=name, uri=uri, data=data)
     if as_json:
         print_json(found.to_json())

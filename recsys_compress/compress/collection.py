@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,15 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys_compress.compress.hook import Hook, LiveTable
 from recsys_compress.compress.lowering import TableOptions
-from recsys_compress.compress.merge import MAX_ROWS, MergedTable, merge
+from recsys_compress.compress.merge import MergedTable, merge
 from recsys_compress.compress.method import Values, method_name
 from recsys_compress.compress.physical import Output, PhysicalIds
 from recsys_compress.compress.policy import Policy, full_bytes
+from recsys_compress.compress.reads import all_vectors
 from recsys_compress.compress.size import CombineSize, LogicalSize, SizeReport
 from recsys_compress.compress.tensors import below
 from recsys_compress.config import DenseOptimizerName
 from recsys_compress.errors import UserError
-
-_CHUNK = 1 << 16  # ids whose vectors are read at a time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,19 +35,6 @@ class Placement:
     parameter: str
     rows: slice
     used_dim: int
-
-
-class Embeddings(Protocol):
-    """A collection of tables, however they are stored."""
-
-    def __call__(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Looks up and pools."""
-
-    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
-        """Returns the logical tables."""
-
-    def is_weighted(self) -> bool:
-        """Whether bags come with a weight for each id."""
 
 
 class CompressedEmbeddingBagCollection(nn.Module):
@@ -241,7 +226,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Raises:
             UserError: its ids are hashes, too many to look at.
         """
-        return id_vectors(self, table, self._device)
+        return all_vectors(self, table, self._device)
 
     def _placements(self) -> list[dict[str, Placement]]:
         """Returns by lowering, and then by its physical table, where that table lies."""
@@ -290,42 +275,6 @@ class CompressedEmbeddingBagCollection(nn.Module):
             .transpose(0, 1)
             .reshape(lookups.stride(), count * table.stored_dim)
         )
-
-
-def id_vectors(embeddings: Embeddings, table: str, device: torch.device) -> Tensor:
-    """Returns the (n, D) vectors of all ids of a logical table, on the CPU.
-
-    Args:
-        embeddings: the collection, as trained or as stored.
-        table: name of the logical table.
-        device: that the collection is on.
-
-    Raises:
-        UserError: its ids are hashes, too many to look at.
-    """
-    configs = embeddings.embedding_bag_configs()
-    config = next(t for t in configs if t.name == table)
-    if config.num_embeddings > MAX_ROWS:
-        raise UserError(
-            f"table {table!r}: has {config.num_embeddings:,} ids, too many to take over one by "
-            "one; prepare the data with --encoding vocabulary"
-        )
-    keys = [feature for t in configs for feature in t.feature_names]
-    own = keys.index(config.feature_names[0])
-    chunks = []
-    with torch.no_grad():
-        for ids in torch.split(torch.arange(config.num_embeddings), _CHUNK):
-            lengths = torch.zeros(len(keys), len(ids), dtype=torch.int64)
-            lengths[own] = 1
-            features = KeyedJaggedTensor(
-                keys=keys,
-                values=ids,
-                lengths=lengths.view(-1),
-                weights=torch.ones(len(ids)) if embeddings.is_weighted() else None,
-                stride=len(ids),
-            ).to(device)
-            chunks.append(embeddings(features)[keys[own]].clone().cpu())
-    return torch.cat(chunks)
 
 
 def _check_names(tables: Sequence[EmbeddingBagConfig]) -> None:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from recsys_compress.compress.hook import Hook
-from recsys_compress.config import TableOptimizerName
+from recsys_compress.config import DataType, TableOptimizerName
 from recsys_compress.errors import UserError, nearest
 
 FP32_BYTES = 4
@@ -32,6 +32,7 @@ class TableOptions:
         epsilon: added to the root of the sums of squared gradients; Adagrad only.
         init_range: values start uniform in [-init_range, init_range].
         dense_rows: the largest table, in rows, that "adam" may train.
+        storage: type in which rows are to be served. Tables of different types are not merged.
     """
 
     optimizer: TableOptimizerName = "rowwise_adagrad"
@@ -40,6 +41,7 @@ class TableOptions:
     epsilon: float = 1e-8
     init_range: float = 0.05
     dense_rows: int = 100_000
+    storage: DataType = "fp32"
 
     def __post_init__(self) -> None:
         if self.optimizer not in get_args(TableOptimizerName):

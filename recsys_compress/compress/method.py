@@ -50,12 +50,15 @@ class Trained:
         losses: from a logical table's name to (D + 1,) what is lost where its vectors are cut to
             their first 0, 1, ..., D principal components, in the unit of `layers`; None where it
             was not measured.
+        weights: from a logical table's name to (n,) how often each id is looked up in training;
+            None where it is not known.
     """
 
     vectors: Callable[[str], Tensor]
     moments: Callable[[str], Moments]
     layers: tuple[Item, ...] = ()
     losses: Callable[[str], Tensor] | None = None
+    weights: Callable[[str], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,10 +105,12 @@ class Method(abc.ABC):
     Attributes:
         whole_model: whether `adopt` also factorizes layers of the model, so that its budget is for
             the tables and `Trained.layers` together.
+        across_tables: whether it is made for rows that several tables share.
     """
 
     __pydantic_config__ = STRICT
     whole_model: ClassVar[bool] = False
+    across_tables: ClassVar[bool] = False
 
     @abc.abstractmethod
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
@@ -158,6 +163,14 @@ class Method(abc.ABC):
         raise UserError(
             f"method {method_name(self)!r} cannot take over trained tables; train it from scratch"
         )
+
+    def in_one_stage(self, *, adopting: bool) -> "Method":  # noqa: ARG002
+        """Returns the form that trains in one stage, for budget plans.
+
+        Args:
+            adopting: whether it begins with trained tables, or else from scratch.
+        """
+        return self
 
     def kept_parts(self, tables: Sequence[EmbeddingBagConfig]) -> Kept | None:  # noqa: ARG002
         """Returns what the method found worth keeping; None where it does not choose by part."""

@@ -241,18 +241,22 @@ class Policy:
             UserError: a method or option is unknown or of the wrong type.
         """
         for name in config.methods:
-            _rule(name, config)  # what is written there must be valid even where it is not used
-        default = _rule(config.method, config)
-        rules = tuple(_rule(rule.method, config, rule.table) for rule in config.rules)
+            make_rule(name, config)  # what is written there must be valid even where it is not used
+        default = make_rule(config.method, config)
+        rules = tuple(make_rule(rule.method, config, rule.table) for rule in config.rules)
         return Policy(default=default, rules=rules, min_rows=config.min_rows)
 
 
 def resolve(config: EmbeddingConfig, tables: Sequence[EmbeddingBagConfig]) -> Policy:
-    """Returns the policy of a job for its tables, fitted to the budget where there is one.
+    """Returns the policy of a job for its tables: its plan's, or its own fitted to its budget.
 
     Raises:
-        UserError: an option is wrong, or the budget is out of reach.
+        UserError: an option is wrong, the plan is for other tables, or the budget is out of reach.
     """
+    if config.plan is not None:
+        from recsys_compress.compress.planned import planned_policy
+
+        return planned_policy(config, tables)
     policy = Policy.from_config(config)
     if config.budget is None:
         return policy
@@ -269,8 +273,12 @@ def describe(method: Method) -> dict[str, Any]:
     return {"method": method_name(method), **dataclasses.asdict(method)}
 
 
-def _rule(name: str, config: EmbeddingConfig, table: str | None = None) -> Rule:
-    """Builds a rule: the method's own knobs, and the job's options for all tables."""
+def make_rule(name: str, config: EmbeddingConfig, table: str | None = None) -> Rule:
+    """Builds a rule: a method's knobs in a job, and the job's options for all tables.
+
+    Raises:
+        UserError: the method is unknown, or a knob or option is not valid.
+    """
     kind = method_class(name)
     knobs = dict(config.methods.get(name, {}))
     if "seed" in {f.name for f in dataclasses.fields(kind)}:

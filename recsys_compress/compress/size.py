@@ -1,12 +1,11 @@
 """How many bytes the tables take, by table and in total, as they are in memory."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from recsys_compress.compress.lowering import FP32_BYTES
+from recsys_compress.config import DataType as DataType
 from recsys_compress.config import DenseOptimizerName
-
-DataType = Literal["fp32", "fp16", "bf16", "int8", "int4", "int2"]
 
 DATA_TYPE_BITS: dict[DataType, int] = {
     "fp32": 32,

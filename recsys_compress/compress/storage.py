@@ -42,6 +42,16 @@ class StoragePlan:
                     f"storage type {data_type!r}: unknown; {nearest(data_type, DATA_TYPE_BITS)}"
                 )
 
+    @staticmethod
+    def planned(collection: CompressedEmbeddingBagCollection) -> "StoragePlan":
+        """Returns the types that the tables' own options name, or finer ones of no more bytes."""
+        return StoragePlan(
+            types={
+                table.name: smallest_type(table.options.storage, table.used_dim)
+                for table in collection.merged_tables()
+            }
+        )
+
     def resolve(self, collection: CompressedEmbeddingBagCollection) -> dict[str, DataType]:
         """Returns the type of each of the collection's merged tables, by its name.
 

@@ -35,7 +35,7 @@ from recsys_compress.train.post import load_run, serving_form
 from recsys_compress.train.shard import process_group
 
 
-def export(folder: Path, out: Path, plan: StoragePlan, data: Path | None = None) -> Artifact:
+def export(folder: Path, out: Path, plan: StoragePlan | None, data: Path | None = None) -> Artifact:
     """Writes a finished run's model as it is served to the new folder `out`, whole or not at all.
 
     The same run and plan give the same bytes.

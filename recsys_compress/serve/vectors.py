@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from recsys_compress.compress.collection import id_vectors
+from recsys_compress.compress.reads import all_vectors
 from recsys_compress.data.encode import VocabularyEncoder
 from recsys_compress.data.schema import NUM_RESERVED_IDS
 from recsys_compress.errors import UserError, nearest
@@ -105,7 +104,7 @@ def _vectors(predictor: Predictor, field: str) -> tuple[pa.Array, Floats] | None
     encoder = predictor.encoders[field]
     if not isinstance(encoder, VocabularyEncoder):
         return None
-    vectors = id_vectors(predictor.embeddings, field, torch.device("cpu"))
+    vectors = all_vectors(predictor.embeddings, field)
     return encoder.values, vectors[NUM_RESERVED_IDS:].numpy()
 
 

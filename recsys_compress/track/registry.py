@@ -72,7 +72,7 @@ class Registered:
 
 def register(
     folder: Path,
-    plan: StoragePlan,
+    plan: StoragePlan | None,
     *,
     name: str | None = None,
     uri: str | None = None,

@@ -80,6 +80,7 @@ def hand_over(
             moments=functools.cache(lambda name: table_moments(built, dataset, name)),
             layers=tuple(layers),
             losses=None if losses is None else losses.__getitem__,
+            weights=lambda name: torch.tensor(dataset.frequencies(name)),
         ),
     )
     return Start(

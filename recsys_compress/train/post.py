@@ -137,12 +137,12 @@ class Stored:
         return {**self.__dict__, "folder": str(self.folder)}
 
 
-def store(folder: Path, plan: StoragePlan) -> Stored:
+def store(folder: Path, plan: StoragePlan | None) -> Stored:
     """Stores a run's tables in other types, in the run's folder, and evaluates the model with them.
 
     Args:
         folder: the run's own folder.
-        plan: which types.
+        plan: which types; None for those that the run's job or plan names.
 
     Raises:
         UserError: the run cannot be read, or the plan does not suit its tables.
@@ -174,7 +174,7 @@ class ServingForm:
 
 
 def serving_form(
-    folder: Path, built: Built, dataset: PreparedDataset, plan: StoragePlan
+    folder: Path, built: Built, dataset: PreparedDataset, plan: StoragePlan | None
 ) -> ServingForm:
     """Stores a model's tables in other types and evaluates it on the test split.
 
@@ -182,11 +182,12 @@ def serving_form(
         folder: the run's own folder.
         built: its model; its tables give way to the stored ones.
         dataset: its data.
-        plan: which types.
+        plan: which types; None for those that the run's job or plan names.
 
     Raises:
         UserError: the plan does not suit the tables.
     """
+    plan = plan or StoragePlan.planned(built.embeddings)
     types = plan.resolve(built.embeddings)
     embeddings = quantize(built.embeddings, plan, built.table_weights())
     dense = {name: weight.contiguous() for name, weight in built.dense_weights().items()}

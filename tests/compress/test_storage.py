@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_compress.compress import CompressedEmbeddingBagCollection, Method
+from recsys_compress.compress import (
+    CompressedEmbeddingBagCollection,
+    Method,
+    Policy,
+    Rule,
+    TableOptions,
+)
 from recsys_compress.compress.kernels import pack
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.low_rank import LowRank
@@ -276,3 +282,23 @@ def test_constant_rows_keep_their_value(data_type: DataType) -> None:
     ids, ones = torch.arange(5).repeat(3), torch.ones(15, dtype=torch.int32)
     batch = KeyedJaggedTensor(keys=list(ROWS), values=ids, lengths=ones, stride=5)
     assert torch.allclose(served(batch)["user"], values, rtol=2**-8, atol=1e-7)
+
+
+def test_tables_of_other_types_are_stored_apart() -> None:
+    def rule(table: str | None, storage: DataType) -> Rule:
+        return Rule(method=Full(), options=TableOptions(storage=storage), table=table)
+
+    policy = Policy(default=rule(None, "fp32"), rules=(rule("user", "int4"), rule("item", "int8")))
+    collection = CompressedEmbeddingBagCollection(tables=make_tables(), policy=policy)
+    plan = StoragePlan.planned(collection)
+    types = {
+        name: plan.types[table.name]
+        for table in collection.merged_tables()
+        for name in table.members
+    }
+    assert types == {"user": "int4", "item": "int8", "genre": "fp32"}
+    served = quantize(collection, plan)
+    assert sum(w.nbytes for w in served.state_dict().values()) == plan.serving_bytes(collection)
+    narrow = CompressedEmbeddingBagCollection(tables=make_tables(dim=2), policy=policy)
+    planned = StoragePlan.planned(narrow).resolve(narrow)
+    assert set(planned.values()) == {"fp16", "fp32"}, "integers take no fewer bytes"

@@ -104,6 +104,10 @@ class DNIS(Method):
             Phase(name="retrain", method=self),
         )
 
+    def in_one_stage(self, *, adopting: bool) -> "DNIS":  # noqa: ARG002
+        """Returns the form that is not searched: it keeps dims evenly, or as trained tables say."""
+        return replace(self, search_epochs=0)
+
     def blocks(self, table: EmbeddingBagConfig) -> list[int]:
         """Returns the ids of each block; the last has what rounding leaves.
 

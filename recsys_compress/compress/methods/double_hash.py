@@ -16,14 +16,15 @@ from recsys_compress.compress.budget import check_choice, check_share, half_dim,
 from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, register
+from recsys_compress.compress.method import register
+from recsys_compress.compress.sharing import SharedRows
 
 Operation = Literal["concat", "add"]
 
 
 @register("double_hash")
 @dataclass(frozen=True, kw_only=True)
-class DoubleHash(Method):
+class DoubleHash(SharedRows):
     """Double hashing: e(id) = E[h_1(id)] o E[h_2(id)] with one smaller table E for each table.
 
     Two ids get the same vector only if both hashes agree, or, in a sum, agree crosswise. The

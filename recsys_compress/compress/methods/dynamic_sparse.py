@@ -131,6 +131,10 @@ class DynamicSparse(Method):
         ids = {f"index.{name}": value for name, value in index.state_dict().items()}
         return method, Values(tables={POOL: torch.cat(pool)}, ids=ids)
 
+    def in_one_stage(self, *, adopting: bool) -> "DynamicSparse":
+        """Returns the form whose blocks stay where trained tables had the largest."""
+        return replace(self, growth="static") if adopting else self
+
     def _hook(self, layout: Layout, index: Bitmap) -> Growing:
         schedule = Schedule(
             every=self.update_steps,

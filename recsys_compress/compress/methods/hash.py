@@ -14,12 +14,13 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys_compress.compress.budget import check_share, solve
 from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, register
+from recsys_compress.compress.method import register
+from recsys_compress.compress.sharing import SharedRows
 
 
 @register("hash")
 @dataclass(frozen=True, kw_only=True)
-class Hash(Method):
+class Hash(SharedRows):
     """Per-table modulo hashing: row = id mod ceil(share * n); the usual baseline."""
 
     share: float | None = field(

@@ -18,7 +18,8 @@ from recsys_compress.compress.budget import check_choice, check_share, half_dim,
 from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.hashing import along_keys
 from recsys_compress.compress.lowering import Lookup, Lowering, Part, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, register
+from recsys_compress.compress.method import Method, Trained, Values, register
+from recsys_compress.compress.sharing import SharedRows, id_weights, two_factors
 from recsys_compress.errors import UserError
 
 Operation = Literal["mult", "add", "concat"]
@@ -28,7 +29,7 @@ _PARTS: dict[Operation, Part] = {"mult": "factor", "add": "addend", "concat": "w
 
 @register("quotient_remainder")
 @dataclass(frozen=True, kw_only=True)
-class QuotientRemainder(Method):
+class QuotientRemainder(SharedRows):
     """Quotient-remainder embeddings: e(id) = Q[id // m] o R[id mod m], no two ids alike.
 
     R has m rows and Q has ceil(n / m) of them, which is also how many ids share a row of R. The
@@ -110,6 +111,33 @@ class QuotientRemainder(Method):
         full = sum(t.num_embeddings * options.row_bytes(t.embedding_dim) for t in tables)
         share = solve("quotient_remainder", need, budget_bytes, full, least=1e-18, greatest=1.0)
         return replace(self, share=share)
+
+    def adopt(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        trained: Trained,
+        budget_bytes: int | None,
+        options: TableOptions,
+    ) -> tuple[Method, Values]:
+        """Returns the fitted method, and the rows whose pairs come nearest to the vectors."""
+        if self.operation == "concat":
+            return super().adopt(tables, trained, budget_bytes, options)
+        method = self if budget_bytes is None else self.fit(tables, budget_bytes, options)
+        values = {}
+        for table in tables:
+            vectors, modulus = trained.vectors(table.name), method.modulus(table)
+            if modulus is None:
+                values[table.name] = vectors
+                continue
+            ids = torch.arange(table.num_embeddings)
+            values[f"{table.name}#q"], values[f"{table.name}#r"] = two_factors(
+                vectors.double(),
+                id_weights(trained, table),
+                ids // modulus,
+                ids % modulus,
+                product=method.operation == "mult",
+            )
+        return method, Values(tables=values)
 
     def _row_dim(self, table: EmbeddingBagConfig) -> int:
         if self.operation == "concat":

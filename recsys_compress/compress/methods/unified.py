@@ -8,13 +8,15 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.budget import out_of_reach
 from recsys_compress.compress.hashing import Region, SaltedHash, salt
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable, TableOptions
-from recsys_compress.compress.method import Method, register
+from recsys_compress.compress.method import register
+from recsys_compress.compress.sharing import SharedRows
 from recsys_compress.errors import UserError, nearest
 
 MAX_ROWS = 2**31 - 1
@@ -22,7 +24,7 @@ MAX_ROWS = 2**31 - 1
 
 @register("unified")
 @dataclass(frozen=True, kw_only=True)
-class Unified(Method):
+class Unified(SharedRows):
     """Unified Embedding (feature multiplexing): one shared table, several salted hashes a feature.
 
     The vector of value v of feature t is the concatenation over its probes k = 1..c_t of the rows
@@ -35,6 +37,8 @@ class Unified(Method):
     many of each feature, which have them alone; the rest is hashed as ever. Prepared vocabularies
     number ids by falling frequency, so those ids matter most. It is off by default.
     """
+
+    across_tables: ClassVar[bool] = True
 
     num_embeddings: int | None = field(
         default=None, metadata={"help": "rows M of all shared tables together"}

@@ -1,0 +1,198 @@
+"""From the kept figures of budget plans to their page and plot."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.study.records import mean_and_spread
+from recsys_compress.files import atomic_file, write_text
+from recsys_compress.track.plots import COLOURS, GREY, MARKERS
+
+INTRODUCTION = """# Budget plans on MovieLens-1M
+
+Written by `python -m benchmarks.plan` from the figures in [plan.json](plan.json). For each seed one
+model of full tables is trained as in the [quality study](quality.md). But for the last part,
+everything here is that model with its tables changed, and nothing is trained again. So plans and
+uniform policies, which store all tables in one way, start from the same and can be compared at any
+number of bytes."""
+POINTS = """## Predicted against measured
+
+One table at a time is stored in another way, and the validation logloss of the model measured. The
+prediction is that of the grade "reference". Rises below 1e-6 are mostly chance, and none or less is
+drawn at the edge."""
+PLANS = """Test AUC, mean ± standard deviation over seeds. The best uniform policy is that of the
+highest validation AUC among all methods{types} at the same budget, for each
+seed anew."""
+BLIND = """Plans for training of the grade "data", made without the trained model; its tables are
+then taken over by them as above, for comparison."""
+TRAINED = """Test AUC by training bytes, optimizer state included. "plan" is of the grade
+"reference", trained from the reference run's tables on, with its settings and as long as it was; so
+in all it has had two trainings. The others are trained once, from scratch: plans of the grade
+"probes", and uniform policies, whose ranks, widths or rows are what fits the same bytes (none where
+no size is within 5 %). More of these are in the [quality study](quality.md), where budgets are of
+parameters alone."""
+_LEAST = 1e-7  # of the plot's axes
+
+
+def write(records: Sequence[Mapping[str, Any]], page: Path) -> None:
+    """Writes the page and the plot beside it."""
+    picture = page.with_name("plan.png")
+    points = [row for record in records if record["what"] == "points" for row in record["rows"]]
+    parts = [INTRODUCTION]
+    if points:
+        draw(points, picture)
+        shown = f"![predicted against measured rise of the logloss]({picture.name})"
+        parts += [POINTS, correlations(points), shown]
+    for purpose, types in (("training", ""), ("serving", " and fp32, int8 and int4")):
+        own = [record for record in records if record["what"] == purpose]
+        if own:
+            parts += [
+                f"## Plans for {purpose}",
+                PLANS.format(types=types),
+                comparison(own),
+                f"What was chosen at seed {own[0]['seed']}:",
+                choices(own[0]),
+            ]
+    blind = [record for record in records if record["what"] == "data"]
+    if blind:
+        parts += ["## Plans from the data alone", BLIND, without_reference(blind)]
+    runs = [record for record in records if record["what"] in ("trained", "probes")]
+    if runs:
+        parts += ["## Trained", TRAINED, trainings(runs)]
+    write_text(page, "\n\n".join(parts) + "\n")
+
+
+def spearman(left: Sequence[float], right: Sequence[float]) -> float:
+    """Returns the rank correlation; ties share their mean rank."""
+    ranks = []
+    for values in (left, right):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ends = np.cumsum(counts)
+        ranks.append((ends - (counts - 1) / 2)[place])
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def correlations(points: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of correlations by method and in all."""
+    methods = sorted({point["method"] for point in points})
+    groups = {name: [p for p in points if p["method"] == name] for name in methods}
+    groups |= {"all": list(points)}
+    groups |= {"all, measured above 1e-5": [p for p in points if p["measured"] > 1e-5]}
+    rows = []
+    for name, own in groups.items():
+        predicted = [point["predicted"] for point in own]
+        measured = [point["measured"] for point in own]
+        ratios = [m / p for p, m in zip(predicted, measured, strict=True)]
+        rank = f"{spearman(predicted, measured):.3f}" if len(own) > 2 else ""
+        rows.append([name, str(len(own)), rank, f"{statistics.median(ratios):.2f}"])
+    return table(["method", "points", "Spearman", "median of measured / predicted"], rows)
+
+
+def comparison(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns plans against the best uniform policies, by budget."""
+    rows = []
+    for number, first in enumerate(records[0]["rows"]):
+        own = [record["rows"][number] for record in records]
+        found = [row for row in own if "rows" in row]
+        if not found:
+            rows.append([first["budget"], "", "", "out of reach"])
+            continue
+        plans = [row["rows"][0] for row in found]
+        best = [best_uniform(row["rows"]) for row in found]
+        aucs = [plan["test.auc"] for plan in plans]
+        others = [other["test.auc"] for other in best]
+        lost = [row["full"]["test.auc"] - auc for row, auc in zip(found, aucs, strict=True)]
+        better = [mine - its for mine, its in zip(aucs, others, strict=True)]
+        rows.append(
+            [
+                first["budget"],
+                f"{max(row['budget_bytes'] for row in found):,}",
+                mean_and_spread([plan["predicted_auc"] for plan in plans]),
+                mean_and_spread([plan["valid.auc"] for plan in plans]),
+                mean_and_spread(aucs),
+                mean_and_spread(lost, "+.4f"),
+                mean_and_spread(others),
+                ", ".join(sorted({other["policy"] for other in best})),
+                mean_and_spread(better, "+.4f"),
+            ]
+        )
+    names = ["budget", "bytes", "predicted valid AUC", "valid AUC", "test AUC", "lost to full"]
+    return table([*names, "best uniform", "which", "plan better by"], rows)
+
+
+def without_reference(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns test AUC of plans that were made from the data alone."""
+    rows = []
+    for number, first in enumerate(records[0]["rows"]):
+        found = [r["rows"][number] for r in records if "test.auc" in r["rows"][number]]
+        shown = mean_and_spread([row["test.auc"] for row in found]) if found else "out of reach"
+        chosen = "; ".join(first.get("tables", []))
+        rows.append([first["budget"], shown, chosen])
+    return table(["budget", "test AUC", f"chosen at seed {records[0]['seed']}"], rows)
+
+
+def trainings(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns test AUC of trained plans and policies, by budget."""
+    rows = [row for record in records for row in record["rows"]]
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    lines = []
+    for budget in sorted({row["budget"] for row in rows}, key=Fraction, reverse=True):
+        cells = [budget]
+        for policy in policies:
+            own = [r for r in rows if (r["budget"], r["policy"]) == (budget, policy)]
+            sizes = f" ({max(r['bytes'] for r in own):,} bytes, {len(own)} seeds)" if own else ""
+            cells.append(mean_and_spread([r["test.auc"] for r in own]) + sizes if own else "")
+        lines.append(cells)
+    return table(["budget", *policies], lines)
+
+
+def best_uniform(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Returns the uniform policy that validation picks."""
+    return max(rows[1:], key=lambda row: float(row["valid.auc"]))
+
+
+def choices(record: Mapping[str, Any]) -> str:
+    """Returns what the plans of one seed chose."""
+    rows = [
+        [row["budget"], f"{row['rows'][0]['bytes']:,}", "; ".join(row["rows"][0]["tables"])]
+        for row in record["rows"]
+        if "rows" in row
+    ]
+    return table(["budget", "bytes", "tables"], rows)
+
+
+def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws predicted against measured rises as a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(sorted({point["method"] for point in points})):
+        own = [point for point in points if point["method"] == name]
+        axes.plot(
+            [max(point["predicted"], _LEAST) for point in own],
+            [max(point["measured"], _LEAST) for point in own],
+            MARKERS[(i + i // len(COLOURS)) % len(MARKERS)],
+            c=COLOURS[i % len(COLOURS)],
+            ms=4,
+            alpha=0.7,
+            label=name,
+        )
+    axes.plot([_LEAST, 1], [_LEAST, 1], "--", c=GREY, lw=1)
+    axes.set(xscale="log", yscale="log", xlim=(_LEAST / 2, 0.5), ylim=(_LEAST / 2, 0.5))
+    axes.set(xlabel="predicted rise of the logloss", ylabel="measured rise, on validation")
+    axes.grid(alpha=0.25, lw=0.6)
+    axes.legend(frameon=False)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    lines += [f"| {' | '.join([*row, *[''] * (len(names) - len(row))])} |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,80 @@
+"""The command `plan`: a byte budget in, a plan file out."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from recsys_compress.files import to_json
+
+
+def plan(
+    job: Annotated[Path, typer.Argument(help="Job file.", show_default=False)],
+    budget: Annotated[
+        str | None, typer.Option(help="Bytes, like 2MB, or a share of full tables, like 0.1x.")
+    ] = None,
+    purpose: Annotated[
+        Literal["training", "serving"],
+        typer.Option("--for", help="Count optimizer state too, or what is served."),
+    ] = "training",
+    max_auc_loss: Annotated[
+        float | None, typer.Option(help="Find the smallest plan that loses so much AUC at most.")
+    ] = None,
+    grade: Annotated[
+        Literal["data", "reference", "probes"] | None,
+        typer.Option(help="Evidence; 'reference' where there is a run, else 'data'."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Finished run of full tables.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods that free tables may have, by comma.")
+    ] = None,
+    probe_epochs: Annotated[int, typer.Option(help="Passes over the data for each probe.")] = 1,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Plan file; an HTML page is written beside it.")] = Path(
+        "plan.toml"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write no files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = (
+        False
+    ),
+) -> None:
+    """Plan which table is stored how within a byte budget.
+
+    Example: recsys-compress plan job.toml --budget 0.1x --reference runs/dcnv2-full-1x-s0-1a2b3c4d
+    """
+    from recsys_compress.config import load_job
+    from recsys_compress.plan.planner import Request, make_plan
+    from recsys_compress.plan.report import plain, render, write_page
+
+    settings = load_job(job, overrides or ())
+    given = {} if methods is None else {"methods": tuple(m.strip() for m in methods.split(","))}
+    found = make_plan(
+        settings,
+        Request(
+            purpose=purpose,
+            budget=budget,
+            max_auc_loss=max_auc_loss,
+            grade=grade or ("data" if reference is None else "reference"),
+            reference=reference,
+            probe_epochs=probe_epochs,
+            **given,
+        ),
+    )
+    if not dry_run:
+        found.file.write(out)
+        write_page(found, out.with_suffix(".html"))
+    if as_json:
+        typer.echo(to_json(plain(found)))
+    else:
+        from recsys_compress.track.tables import print_table
+
+        for table in render(found):
+            print_table(table)
+    if not dry_run:
+        start = f" --start {found.request.reference}" if found.request.adopting else ""
+        typer.echo(f"next: recsys-compress train {job} --plan {out}{start}", err=True)

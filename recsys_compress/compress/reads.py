@@ -1,0 +1,107 @@
+"""Which rows the ids of a table read, and what their vectors are."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+
+from recsys_compress.compress.lowering import Lookup, Lowering
+from recsys_compress.compress.merge import MAX_ROWS
+from recsys_compress.errors import UserError
+
+_CHUNK = 1 << 16  # ids whose vectors are read at a time
+
+
+class Collection(Protocol):
+    """Tables as trained or as served."""
+
+    def __call__(self, features: KeyedJaggedTensor, /) -> KeyedTensor:
+        """Looks up and pools."""
+        ...
+
+    def embedding_bag_configs(self) -> list[EmbeddingBagConfig]:
+        """Returns the logical tables."""
+        ...
+
+    def is_weighted(self) -> bool:
+        """Whether bags come with a weight for each id."""
+        ...
+
+
+def one_feature(
+    keys: Sequence[str], feature: str, ids: Tensor, *, is_weighted: bool = False
+) -> KeyedJaggedTensor:
+    """Returns bags of one id each for one feature, and empty ones for the others.
+
+    Args:
+        keys: all features.
+        feature: the one whose bags hold `ids`.
+        ids: (N,) an id for each bag.
+        is_weighted: whether ids come with a weight, which is 1.
+    """
+    lengths = torch.zeros(len(keys), len(ids), dtype=torch.int64)
+    lengths[list(keys).index(feature)] = 1
+    return KeyedJaggedTensor(
+        keys=list(keys),
+        values=ids,
+        lengths=lengths.view(-1),
+        weights=torch.ones(len(ids)) if is_weighted else None,
+        stride=len(ids),
+    )
+
+
+def all_vectors(collection: Collection, table: str, device: torch.device | None = None) -> Tensor:
+    """Returns the (n, D) vectors of all ids of a logical table, on CPU.
+
+    Args:
+        collection: the tables.
+        table: name of the logical table.
+        device: that the collection is on; None for the CPU.
+
+    Raises:
+        UserError: its ids are hashes, too many to look at.
+    """
+    configs = collection.embedding_bag_configs()
+    config = next(t for t in configs if t.name == table)
+    if config.num_embeddings > MAX_ROWS:
+        raise UserError(
+            f"table {table!r}: has {config.num_embeddings:,} ids, too many to take over one by "
+            "one; prepare the data with --encoding vocabulary"
+        )
+    keys = [feature for t in configs for feature in t.feature_names]
+    own, weighted = config.feature_names[0], collection.is_weighted()
+    with torch.no_grad():
+        chunks = [
+            collection(one_feature(keys, own, ids, is_weighted=weighted).to(device or ids.device))[
+                own
+            ]
+            .clone()
+            .cpu()
+            for ids in torch.split(torch.arange(config.num_embeddings), _CHUNK)
+        ]
+    return torch.cat(chunks)
+
+
+def rows_read(lowering: Lowering, feature: str, ids: Tensor) -> list[tuple[Lookup, Tensor, Tensor]]:
+    """Returns what each look-up of a feature reads.
+
+    Args:
+        lowering: of the feature's table, and perhaps of others.
+        feature: the feature.
+        ids: (N,) its ids.
+
+    Returns:
+        For each look-up of the feature the (R,) positions of those of the ids that it reads rows
+        for, rising, and the (R,) rows, in its physical table.
+    """
+    emitted = lowering.ids(one_feature(lowering.features, feature, ids))
+    lengths = emitted.lengths().view(len(lowering.lookups), -1)
+    rows = torch.split(emitted.values().long(), lengths.sum(dim=1).tolist())
+    return [
+        (lookup, own.nonzero().squeeze(1), found)
+        for lookup, own, found in zip(lowering.lookups, lengths, rows, strict=True)
+        if lookup.feature == feature
+    ]

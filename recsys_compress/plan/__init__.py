@@ -1,0 +1,1 @@
+"""Budget planning: bytes in, what each table should be out."""

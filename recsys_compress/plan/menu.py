@@ -1,0 +1,250 @@
+"""The menu of a plan: every table's candidates with their estimates, and groups that share rows."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from recsys_compress.compress.method import Method, method_class
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.policy import Policy, make_rule
+from recsys_compress.compress.size import DataType
+from recsys_compress.config import Job
+from recsys_compress.errors import UserError, nearest
+from recsys_compress.plan.candidates import (
+    STORAGE,
+    Candidate,
+    Purpose,
+    Wanted,
+    candidate,
+    methods_for,
+)
+from recsys_compress.plan.curves import Estimate, Evidence, Scales
+from recsys_compress.plan.solver import Choice, Options
+
+# What free tables may have unless told otherwise; and what they may have when asked for.
+METHODS = ("full", "low_rank", "quotient_remainder", "hash", "dnis", "dynamic_sparse", "unified")
+ALLOWED = (*METHODS, "double_hash", "mixed_dim")
+_GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # members of groups that are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dish:
+    """A candidate with what it is expected to cost."""
+
+    candidate: Candidate
+    estimate: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A table, or several that share, and what they may become.
+
+    Attributes:
+        tables: names of the logical tables.
+        dishes: undominated candidates, by rising bytes.
+        why: what limits them, for the report; empty where nothing does.
+    """
+
+    tables: tuple[str, ...]
+    dishes: tuple[Dish, ...]
+    why: str = ""
+
+    def options(self, purpose: Purpose) -> Options:
+        """Returns the candidates' bytes and losses."""
+        return Options(
+            costs=np.array([d.candidate.sizes.of(purpose) for d in self.dishes], dtype=np.float64),
+            losses=np.array([dish.estimate.loss for dish in self.dishes]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Menu:
+    """What there is to choose from.
+
+    Attributes:
+        items: one for each table.
+        groups: sets of tables that may share rows, of which a plan has one at most.
+        purpose: which bytes count.
+    """
+
+    items: tuple[Item, ...]
+    groups: tuple[Item, ...]
+    purpose: Purpose
+
+    def alternatives(self) -> list[list[Item]]:
+        """Returns the ways to cover all tables: each alone, or with a group in place of some."""
+        found = [list(self.items)]
+        for group in self.groups:
+            rest = [item for item in self.items if not set(item.tables) & set(group.tables)]
+            found.append([*rest, group])
+        return found
+
+    def best(
+        self, solve: Callable[[list[Options]], Choice | None], value: Callable[[Choice], float]
+    ) -> tuple[list[Item], Choice] | None:
+        """Returns the items and the choice of least value over all alternatives.
+
+        The bound of the choice is that of all alternatives together.
+        """
+        solved = []
+        for items in self.alternatives():
+            choice = solve([item.options(self.purpose) for item in items])
+            if choice is not None:
+                solved.append((items, choice))
+        if not solved:
+            return None
+        items, choice = min(solved, key=lambda pair: value(pair[1]))
+        bound = min(choice.bound for _, choice in solved)
+        return items, dataclasses.replace(choice, bound=bound)
+
+
+def make_menu(
+    job: Job,
+    tables: Sequence[EmbeddingBagConfig],
+    evidence: Evidence,
+    purpose: Purpose,
+    *,
+    methods: Sequence[str] = METHODS,
+    adopting: bool = False,
+    scales: Scales | None = None,
+) -> Menu:
+    """Returns what a job's tables may become.
+
+    The job's rules are kept: a table that a rule names has that rule's method, and one with fewer
+    than `embedding.min_rows` rows stays full. Knobs that the job gives a method hold for its
+    candidates, but for those that a budget decides.
+
+    Args:
+        job: the job.
+        tables: its logical tables.
+        evidence: for the estimates.
+        purpose: which bytes count. In training nothing is stored in another type than fp32.
+        methods: that free tables may have.
+        adopting: whether training is to begin with the evidence's trained tables.
+        scales: corrections of the estimates; None for none.
+
+    Raises:
+        UserError: a method is unknown, or a table is left without any candidate.
+    """
+    for name in methods:
+        if name not in ALLOWED:
+            raise UserError(f"--methods: {name!r} is unknown; {nearest(name, ALLOWED)}")
+    cook = _Cook(
+        job=job,
+        evidence=evidence,
+        storage=("fp32",) if purpose == "training" else STORAGE,
+        purpose=purpose,
+        adopting=adopting,
+        scales=scales or Scales(),
+    )
+    wanted = {table.name: found for table, found in _wanted(job, tables, methods)}
+    items = [cook.item([table], *wanted[table.name]) for table in tables]
+    free = [table for table in tables if not wanted[table.name][1]]
+    sharing = [make_rule(m, job.embedding) for m in methods if method_class(m).across_tables]
+    groups = []
+    if sharing:
+        # Tables whose bytes are worth least come first: they have least to lose by sharing.
+        free.sort(key=lambda t: evidence.worth(t) / (t.num_embeddings * t.embedding_dim))
+        for count in sorted({n for n in (*_GROUPS, len(free)) if 1 < n <= len(free)}):
+            dishes = cook.dishes(free[:count], [Wanted(rule=rule) for rule in sharing])
+            if dishes:
+                names = tuple(table.name for table in free[:count])
+                groups.append(Item(tables=names, dishes=dishes))
+    return Menu(items=tuple(items), groups=tuple(groups), purpose=purpose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cook:
+    """Makes items; see `make_menu`."""
+
+    job: Job
+    evidence: Evidence
+    storage: Sequence[DataType]
+    purpose: Purpose
+    adopting: bool
+    scales: Scales
+
+    def item(
+        self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted], why: str
+    ) -> Item:
+        dishes = self.dishes(tables, wanted)
+        names = tuple(table.name for table in tables)
+        if not dishes:
+            methods = ", ".join(sorted({type(w.rule.method).__name__.lower() for w in wanted}))
+            raise UserError(
+                f"table {names[0]!r}: none of the methods it may have ({methods}) suits it; allow "
+                "'full' or change embedding.rules"
+            )
+        return Item(tables=names, dishes=dishes, why=why)
+
+    def dishes(
+        self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted]
+    ) -> tuple[Dish, ...]:
+        """Returns the undominated candidates by rising bytes."""
+        found = [dish for each in wanted for dish in self._all(tables, each)]
+        found.sort(key=lambda d: (d.candidate.sizes.of(self.purpose), d.estimate.loss))
+        kept: list[Dish] = []
+        for dish in found:
+            if not kept or dish.estimate.loss < kept[-1].estimate.loss:
+                kept.append(dish)
+        return tuple(kept)
+
+    def _all(self, tables: Sequence[EmbeddingBagConfig], wanted: Wanted) -> Iterator[Dish]:
+        optimizer = self.job.train.optimizer
+        trained, adopting = self.evidence.trained, self.adopting
+        for method, values in methods_for(tables, wanted, trained, adopting=adopting):
+            try:
+                candidates = candidate(tables, method, wanted.rule.options, optimizer, self.storage)
+                estimates = self.evidence.estimates(tables, candidates, values)
+            except UserError:  # it does not suit the tables, or a type not their values
+                if wanted.is_fixed:
+                    raise
+                continue
+            for each, estimate in zip(candidates, estimates, strict=True):
+                yield Dish(candidate=each, estimate=self.scales.apply(method, estimate))
+
+
+def _wanted(
+    job: Job, tables: Sequence[EmbeddingBagConfig], methods: Sequence[str]
+) -> Iterator[tuple[EmbeddingBagConfig, tuple[list[Wanted], str]]]:
+    """Yields for each table the methods that it may have, and why no others."""
+    embedding = dataclasses.replace(job.embedding, budget=None, plan=None)
+    policy = Policy.from_config(embedding)
+    free = [Wanted(rule=make_rule(name, embedding)) for name in methods]
+    named = {id(rule) for rule in policy.rules}
+    found: dict[str, tuple[list[Wanted], str]] = {}
+    for assignment in policy.assign(tables):
+        rule = assignment.rule
+        for table in assignment.tables:
+            if id(rule) in named:
+                whole = _is_whole(rule.method, table)
+                found[table.name] = ([Wanted(rule=rule, is_fixed=whole)], "set by embedding.rules")
+            elif rule is not policy.default and table.num_embeddings < policy.min_rows:
+                fewer = f"fewer than {policy.min_rows} rows"
+                found[table.name] = ([Wanted(rule=rule, is_fixed=True)], fewer)
+            else:
+                found[table.name] = (free, "")
+    for table in tables:
+        yield table, found[table.name]
+
+
+def _is_whole(method: Method, table: EmbeddingBagConfig) -> bool:
+    """Whether the job gives the method all the knobs it needs for a table."""
+    if isinstance(method, Full):
+        return True
+    try:
+        method.lower([table])
+    except UserError:
+        return False
+    return True
+
+
+def chosen(items: Sequence[Item], choice: Choice) -> Mapping[tuple[str, ...], Dish]:
+    """Returns the dish of each item that a choice takes."""
+    return {
+        item.tables: item.dishes[option]
+        for item, option in zip(items, choice.options.tolist(), strict=True)
+    }

@@ -1,0 +1,384 @@
+"""A job and a budget in, the best plan for its tables out."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from recsys_compress.compress.method import method_name
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.planned import PlanFile
+from recsys_compress.compress.policy import Policy, make_rule
+from recsys_compress.config import Job, budget_bytes
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.errors import UserError
+from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_of
+from recsys_compress.plan.curves import DataEvidence, Evidence, Grade, Scales
+from recsys_compress.plan.labels import label_counts
+from recsys_compress.plan.menu import METHODS, Dish, Item, Menu, chosen, make_menu
+from recsys_compress.plan.probes import probe
+from recsys_compress.plan.quality import AucByLoss
+from recsys_compress.plan.reference import read_reference, short_run
+from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
+from recsys_compress.train.build import logical_tables, lowered
+from recsys_compress.train.shard import process_group
+
+_CURVE_POINTS = 100
+_MORE = 1.1  # of the budget, for what a little more would buy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a plan.
+
+    Attributes:
+        purpose: which bytes the budget is for.
+        budget: bytes as in a job; a share is of the full tables' bytes of the same kind.
+        max_auc_loss: the AUC that the smallest plan may lose, in the place of a budget.
+        grade: of the evidence.
+        reference: folder of a finished run of full tables, for the grades but "data"; None to
+            train a short one.
+        methods: that tables may have which no rule of the job names.
+        probe_epochs: passes over the training split for each probe of the grade "probes", and for
+            the short reference run.
+    """
+
+    purpose: Purpose = "training"
+    budget: str | int | None = None
+    max_auc_loss: float | None = None
+    grade: Grade = "data"
+    reference: Path | None = None
+    methods: tuple[str, ...] = METHODS
+    probe_epochs: int = 1
+
+    @property
+    def adopting(self) -> bool:
+        """Whether the plan is to be trained from the reference run's tables on.
+
+        It is what the grade "reference" predicts; probes are trained from scratch.
+        """
+        return self.grade == "reference"
+
+    def __post_init__(self) -> None:
+        if (self.budget is None) == (self.max_auc_loss is None):
+            raise UserError("plan: give either --budget or --max-auc-loss")
+        if self.max_auc_loss is not None and self.max_auc_loss <= 0:
+            raise UserError(f"--max-auc-loss {self.max_auc_loss}: must be positive, like 0.001")
+        if self.max_auc_loss is not None and self.grade == "data":
+            raise UserError(
+                "--max-auc-loss: grade 'data' knows no AUC; use --grade reference, or name a "
+                "finished run with --reference"
+            )
+        if not self.methods:
+            raise UserError("--methods: names none; name some")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What each table should be.
+
+    Attributes:
+        request: what was asked.
+        policy: what is trained.
+        dishes: by the tables that are stored together, what they become and the estimate.
+        whys: by the same, what limited the choice.
+        worths: by table, the loss if all its ids had one vector.
+        sizes: exact bytes of the whole plan.
+        full: exact bytes of full tables in fp32.
+        choice: the solver's.
+        budget: bytes that it was solved for; None where AUC was asked for.
+        more: bytes a little beyond the budget, and the predicted rise of the logloss there.
+        curve: (bytes, predicted rise) of the best plans at all sizes, rising.
+        quality: what a rise does to the AUC; None for the grade "data".
+        file: the plan as it is written.
+    """
+
+    request: Request
+    policy: Policy
+    dishes: Mapping[tuple[str, ...], Dish]
+    whys: Mapping[tuple[str, ...], str]
+    worths: Mapping[str, float]
+    sizes: Sizes
+    full: Sizes
+    choice: Choice
+    budget: int | None
+    more: tuple[int, float]
+    curve: Sequence[tuple[float, float]]
+    quality: AucByLoss | None
+    file: PlanFile
+
+    @property
+    def loss(self) -> float:
+        """The predicted rise of the logloss."""
+        return sum(dish.estimate.loss for dish in self.dishes.values())
+
+    @property
+    def error(self) -> float:
+        """The standard error of the predicted rise."""
+        errors = [dish.estimate.error for dish in self.dishes.values()]
+        return float(np.sqrt(np.square(errors).sum()))
+
+    def reason(self, tables: tuple[str, ...]) -> str:
+        """Returns in a few words why tables are what they are."""
+        total = sum(self.worths.values()) or 1.0
+        worth = sum(self.worths[name] for name in tables) / total
+        rows = self.file.rows
+        ids = sum(rows[name] for name in tables) / sum(rows.values())
+        found = f"{worth:.1%} of what ids say, {ids:.1%} of ids"
+        return "; ".join(part for part in (found, self.whys.get(tables, "")) if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that plans of one job for one purpose have in common.
+
+    Attributes:
+        job: the job.
+        request: what was asked; reference and grade are settled.
+        dataset: the job's data.
+        tables: the logical tables.
+        worths: by table, the loss if all its ids had one vector.
+        quality: what a rise of the logloss does to the AUC; None for the grade "data".
+        menu: what the tables may become.
+        full: exact bytes of full tables in fp32.
+    """
+
+    job: Job
+    request: Request
+    dataset: PreparedDataset
+    tables: Sequence[EmbeddingBagConfig]
+    worths: Mapping[str, float]
+    quality: AucByLoss | None
+    menu: Menu
+    full: Sizes
+
+
+def make_plan(job: Job, request: Request) -> Plan:
+    """Plans a job's tables.
+
+    Args:
+        job: the job; its rules and `min_rows` are kept, its `method` and `budget` are not looked
+            at.
+        request: what is asked.
+
+    Raises:
+        UserError: the budget is out of reach, the job or the reference run does not suit the data,
+            or the plan cannot be built.
+    """
+    with process_group():  # one for all that is read and trained, and TorchRec stays quiet in it
+        common = prepare(job, request)
+        return plan_within(common, common.request)
+
+
+def prepare(job: Job, request: Request) -> Prepared:
+    """Gathers the evidence and makes the menu, whatever the budget.
+
+    Raises:
+        UserError: the job or the reference run does not suit the data.
+    """
+    if job.train.threads:
+        torch.set_num_threads(job.train.threads)
+    dataset = PreparedDataset.open(job.data.path)
+    tables = logical_tables(dataset.schema, job.embedding.dim)
+    if request.grade != "data" and request.reference is None:
+        request = dataclasses.replace(request, reference=short_run(job, request.probe_epochs))
+    evidence, quality, scales = _evidence(job, dataset, tables, request)
+    return Prepared(
+        job=job,
+        request=request,
+        dataset=dataset,
+        tables=tables,
+        worths={table.name: evidence.worth(table) for table in tables},
+        quality=quality,
+        menu=make_menu(
+            job,
+            tables,
+            evidence,
+            request.purpose,
+            methods=request.methods,
+            adopting=request.adopting,
+            scales=scales,
+        ),
+        full=size_of(lowered(job, dataset.schema, _full(job)), job.train.optimizer),
+    )
+
+
+def plan_within(common: Prepared, request: Request) -> Plan:
+    """Returns the best plan of what was prepared.
+
+    Args:
+        common: made for the same purpose, grade and methods.
+        request: with its budget, or the AUC that it may lose.
+
+    Raises:
+        UserError: the budget is out of reach, or the plan cannot be built.
+    """
+    job, menu = common.job, common.menu
+    budget, items, choice = _solved(menu, request, common.full, common.quality)
+    dishes = chosen(items, choice)
+    policy = joined([dish.candidate for dish in dishes.values()])
+    sizes = size_of(lowered(job, common.dataset.schema, policy), job.train.optimizer)
+    _check(sizes, [dish.candidate.sizes for dish in dishes.values()], request.purpose, budget)
+    path = frontier([item.options(menu.purpose) for item in items])
+    points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
+    limit = int(_MORE * (budget or choice.cost))
+    more = menu.best(lambda options: solve(options, limit), lambda found: found.loss)
+    plan = Plan(
+        request=request,
+        policy=policy,
+        dishes=dishes,
+        whys={item.tables: item.why for item in items},
+        worths=common.worths,
+        sizes=sizes,
+        full=common.full,
+        choice=choice,
+        budget=budget,
+        more=(limit, choice.loss if more is None else more[1].loss),
+        curve=[(float(path.costs[i]), float(path.losses[i])) for i in points],
+        quality=common.quality,
+        file=PlanFile.of(
+            policy,
+            common.tables,
+            job.embedding.optimizer,
+            needs_start=request.adopting and _differ(job, dishes.values()),
+        ),
+    )
+    file = dataclasses.replace(plan.file, summary=summary(plan), tables=tuple(rows(plan)))
+    return dataclasses.replace(plan, file=file)
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """Returns what was asked for and what was found, as plain data."""
+    request, quality = plan.request, plan.quality
+    return {
+        "for": request.purpose,
+        "budget_bytes": plan.budget,
+        "max_auc_loss": request.max_auc_loss,
+        "grade": request.grade,
+        "reference": None if request.reference is None else str(request.reference),
+        "bytes": {**_bytes(plan.sizes), "full": _bytes(plan.full)},
+        "loss_rise": plan.loss,
+        "loss_rise_error": plan.error,
+        "gap": plan.choice.gap,
+        "auc_before": None if quality is None else quality.auc(0.0),
+        "auc_after": None if quality is None else quality.auc(plan.loss),
+        "more_bytes": plan.more[0],
+        "more_loss_rise": plan.more[1],
+    }
+
+
+def rows(plan: Plan) -> list[dict[str, Any]]:
+    """Returns a line of plain data for each table, or group of tables that share rows."""
+    return [
+        {
+            "tables": list(names),
+            "method": dish.candidate.label.partition(" ")[0],
+            "storage": dish.candidate.options.storage,
+            "rows": dish.candidate.rows,
+            "dim": dish.candidate.dim,
+            **_bytes(dish.candidate.sizes),
+            "loss_rise": dish.estimate.loss,
+            "loss_rise_error": dish.estimate.error,
+            "reason": plan.reason(names),
+        }
+        for names, dish in plan.dishes.items()
+    ]
+
+
+def _bytes(sizes: Sizes) -> dict[str, int]:
+    return {**dataclasses.asdict(sizes), "training": sizes.training}
+
+
+def _differ(job: Job, dishes: Iterable[Dish]) -> bool:
+    """Whether a method has another form where it begins with trained tables."""
+    names = {method_name(dish.candidate.method) for dish in dishes}
+    methods = [make_rule(name, job.embedding).method for name in names]
+    return any(m.in_one_stage(adopting=True) != m.in_one_stage(adopting=False) for m in methods)
+
+
+def _full(job: Job) -> Policy:
+    """Returns the policy of full tables."""
+    rule = make_rule("full", job.embedding)
+    return alone(Full(), dataclasses.replace(rule.options, storage="fp32"))
+
+
+def _evidence(
+    job: Job, dataset: PreparedDataset, tables: Sequence[EmbeddingBagConfig], request: Request
+) -> tuple[Evidence, AucByLoss | None, Scales]:
+    if request.grade == "data" or request.reference is None:
+        return (
+            DataEvidence(label_counts(dataset, [table.name for table in tables])),
+            None,
+            Scales(),
+        )
+    evidence, quality = read_reference(job, dataset, request.reference)
+    if request.grade == "reference":
+        return evidence, quality, Scales()
+    scales = probe(job, tables, evidence, request.methods, request.probe_epochs)
+    return evidence, quality, scales
+
+
+def _solved(
+    menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None
+) -> tuple[int | None, list[Item], Choice]:
+    """Returns the budget, and the items with their best options.
+
+    Raises:
+        UserError: what is asked is out of reach.
+    """
+    if request.budget is not None:
+        budget = budget_bytes(request.budget, full.of(request.purpose))
+        found = menu.best(lambda options: solve(options, budget), lambda choice: choice.loss)
+        if found is None:
+            least = min(_extremes(menu, lambda options: float(options.costs.min())))
+            raise UserError(
+                f"budget of {budget:,} bytes is out of reach: these tables take at least "
+                f"{int(least):,} for {request.purpose}; raise it, allow more methods, or free "
+                "tables that embedding.rules or embedding.min_rows hold"
+            )
+        return budget, *found
+    if quality is None or request.max_auc_loss is None:
+        raise ValueError("a plan by AUC needs a reference run")
+    most = quality.rise(request.max_auc_loss)
+    found = menu.best(lambda options: cheapest(options, most), lambda choice: choice.cost)
+    if found is None:
+        least = min(_extremes(menu, lambda options: float(options.losses.min())))
+        lost = quality.auc(0.0) - quality.auc(least)
+        raise UserError(
+            f"--max-auc-loss {request.max_auc_loss}: out of reach; the best plan is expected to "
+            f"lose {lost:.4f}; raise it, or free tables that embedding.rules hold"
+        )
+    items, choice = found
+    # The solver's bound and gap are of the bytes then; the report's are of the loss.
+    return None, items, dataclasses.replace(choice, bound=choice.loss)
+
+
+def _extremes(menu: Menu, of: Callable[[Options], float]) -> list[float]:
+    """Returns for each alternative the sum over its items of a figure."""
+    return [sum(of(item.options(menu.purpose)) for item in items) for items in menu.alternatives()]
+
+
+def _check(whole: Sizes, parts: Sequence[Sizes], purpose: Purpose, budget: int | None) -> None:
+    """Compares the bytes of the lowered plan with those that it was made of.
+
+    Raises:
+        RuntimeError: they differ, which would be our fault. Merging saves the step counts of
+            optimizers, so optimizer bytes may be fewer.
+    """
+    sums = Sizes(
+        parameters=sum(part.parameters for part in parts),
+        optimizer=sum(part.optimizer for part in parts),
+        serving=sum(part.serving for part in parts),
+    )
+    exact = whole.parameters == sums.parameters and whole.serving == sums.serving
+    if purpose == "training":
+        exact = whole.parameters == sums.parameters
+    if not exact or whole.optimizer > sums.optimizer:
+        raise RuntimeError(f"the plan takes {whole}, its tables alone {sums}")
+    if budget is not None and whole.of(purpose) > budget:
+        raise RuntimeError(f"the plan takes {whole.of(purpose):,} bytes of {budget:,}")

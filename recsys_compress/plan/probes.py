@@ -1,0 +1,112 @@
+"""Short trainings that tell by how much estimates are off for each method."""
+
+import dataclasses
+import math
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from recsys_compress.compress.method import Method, method_name
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.planned import PlanFile
+from recsys_compress.config import Job
+from recsys_compress.errors import UserError
+from recsys_compress.plan.candidates import joined
+from recsys_compress.plan.curves import Evidence, Scales
+from recsys_compress.plan.menu import Dish, Item, make_menu
+from recsys_compress.train.trainer import train
+
+SHARES = (0.2, 0.03)  # of the full tables' training bytes, for each method
+_LEAST = 1e-5  # nats; a rise below this is noise of training
+_BOUNDS = (1e-2, 1e2)
+
+
+def probe(
+    job: Job,
+    tables: Sequence[EmbeddingBagConfig],
+    evidence: Evidence,
+    methods: Sequence[str],
+    epochs: int,
+) -> Scales:
+    """Trains full tables and then, for each method, all free tables under it at two sizes.
+
+    A method's factor is the geometric mean of measured over estimated rises. Runs leave no folder
+    and are not tracked.
+
+    Args:
+        job: that is planned.
+        tables: its logical tables.
+        evidence: of the estimates to correct.
+        methods: to try.
+        epochs: passes over the training split for each run.
+    """
+    ratios: dict[str, list[float]] = defaultdict(list)
+    full: float | None = None
+    for name in methods:
+        if name == "full":
+            continue
+        try:
+            menu = make_menu(job, tables, evidence, "training", methods=["full", name])
+        except UserError:
+            continue
+        for share in SHARES:
+            dishes = uniform(menu.items, name, share)
+            estimate = sum(dish.estimate.loss for dish in dishes)
+            if estimate < _LEAST:
+                continue
+            full = _loss(job, tables, None, epochs) if full is None else full
+            measured = _loss(job, tables, dishes, epochs) - full
+            ratios[name].append(min(max(measured / estimate, _BOUNDS[0]), _BOUNDS[1]))
+    return scales_of(ratios)
+
+
+def scales_of(ratios: Mapping[str, Sequence[float]]) -> Scales:
+    """Returns the factors of measured over estimated rises."""
+    logs = {name: [math.log(ratio) for ratio in found] for name, found in ratios.items() if found}
+    return Scales(
+        factors={name: math.exp(statistics.fmean(found)) for name, found in logs.items()},
+        spread={n: statistics.stdev(found) if len(found) > 1 else 0.0 for n, found in logs.items()},
+    )
+
+
+def uniform(items: Sequence[Item], name: str, share: float) -> list[Dish]:
+    """Returns for each table the candidate of a method that comes nearest to a share of its bytes.
+
+    A table that cannot have the method keeps the candidate of most bytes.
+    """
+    found = []
+    for item in items:
+        own = [dish for dish in item.dishes if method_name(dish.candidate.method) == name]
+        most = item.dishes[-1]
+        target = math.log(share * most.candidate.sizes.training)
+
+        def distance(dish: Dish, target: float = target) -> float:
+            return abs(math.log(dish.candidate.sizes.training) - target)
+
+        found.append(min(own, key=distance) if own else most)
+    return found
+
+
+def _loss(
+    job: Job, tables: Sequence[EmbeddingBagConfig], dishes: Sequence[Dish] | None, epochs: int
+) -> float:
+    """Returns the validation logloss of a short training."""
+    method: Method = Full()
+    with tempfile.TemporaryDirectory() as folder:
+        embedding = dataclasses.replace(
+            job.embedding, method=method_name(method), budget=None, rules=(), plan=None
+        )
+        if dishes is not None:
+            path = Path(folder) / "plan.toml"
+            policy = joined([dish.candidate for dish in dishes])
+            PlanFile.of(policy, tables, embedding.optimizer).write(path)
+            embedding = dataclasses.replace(embedding, plan=str(path))
+        settings = dataclasses.replace(
+            job.train, epochs=epochs, monitor="logloss", output=str(Path(folder) / "runs")
+        )
+        result = train(dataclasses.replace(job, embedding=embedding, train=settings))
+    return float(result.valid["logloss"])

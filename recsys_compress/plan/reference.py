@@ -1,0 +1,97 @@
+"""A finished run as evidence for plans."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from recsys_compress.compress.method import Trained
+from recsys_compress.config import Job
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.errors import UserError
+from recsys_compress.plan.curvature import measure
+from recsys_compress.plan.curves import ReferenceEvidence
+from recsys_compress.plan.quality import AucByLoss
+from recsys_compress.train.build import logical_tables
+from recsys_compress.train.handover import table_moments
+from recsys_compress.train.post import load_run
+from recsys_compress.train.shard import process_group
+from recsys_compress.train.trainer import train
+
+
+def read_reference(
+    job: Job, dataset: PreparedDataset, folder: Path
+) -> tuple[ReferenceEvidence, AucByLoss]:
+    """Returns what a run's tables cost where they change, and what that does to its AUC.
+
+    It takes less than one epoch: a pass over (part of) the training split and one over validation.
+
+    Args:
+        job: that is planned.
+        dataset: its data.
+        folder: of the run.
+
+    Raises:
+        UserError: the run cannot be read, or is of other tables.
+    """
+    tables = logical_tables(dataset.schema, job.embedding.dim)
+    with process_group():
+        built, own = load_run(folder)
+        check_tables(tables, logical_tables(own.schema, built.job.embedding.dim), folder)
+        vectors = {table.name: built.embeddings.vectors(table.name) for table in tables}
+        moments = {table.name: table_moments(built, dataset, table.name) for table in tables}
+        trained = Trained(
+            vectors=vectors.__getitem__,
+            moments=moments.__getitem__,
+            weights=functools.cache(lambda name: torch.tensor(dataset.frequencies(name))),
+        )
+        evidence = ReferenceEvidence(trained, measure(built, dataset))
+        return evidence, AucByLoss.of(built, own)
+
+
+def short_run(job: Job, epochs: int) -> Path:
+    """Trains full tables for a few epochs, and returns the run's folder, to be named next time.
+
+    It is not tracked.
+
+    Raises:
+        UserError: the job does not suit the data.
+    """
+    full = dataclasses.replace(job.embedding, method="full", budget=None, rules=(), plan=None)
+    settings = dataclasses.replace(job.train, epochs=epochs)
+    return train(dataclasses.replace(job, embedding=full, train=settings)).folder
+
+
+def check_tables(
+    tables: Sequence[EmbeddingBagConfig], others: Sequence[EmbeddingBagConfig], folder: Path
+) -> None:
+    """Refuses a run whose logical tables are not those of the job.
+
+    Args:
+        tables: of the job.
+        others: of the run.
+        folder: of the run, for messages.
+
+    Raises:
+        UserError: a table is missing on either side, or its rows or width differ.
+    """
+    found = {table.name: table for table in others}
+    for table in tables:
+        other = found.pop(table.name, None)
+        if other is None:
+            raise UserError(f"run {folder}: has no table {table.name!r}; name a run of this data")
+        for key in ("num_embeddings", "embedding_dim"):
+            mine, its = getattr(table, key), getattr(other, key)
+            if mine != its:
+                raise UserError(
+                    f"run {folder}: table {table.name!r} has {key} = {its:,} there and {mine:,} in "
+                    "the job; name a run of the same data and embedding.dim"
+                )
+    if found:
+        raise UserError(
+            f"run {folder}: has a table {min(found)!r} that the job's data has not; name a run of "
+            "this data"
+        )

@@ -1,0 +1,291 @@
+"""Plans of a small data set: their bytes, their file, what they hold to, and what they refuse."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recsys_compress.compress import StoragePlan, quantize
+from recsys_compress.compress.planned import PlanFile
+from recsys_compress.config import Job, RuleConfig
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.data.prepare import prepare as prepare_data
+from recsys_compress.data.sources.synthetic import Synthetic
+from recsys_compress.errors import UserError
+from recsys_compress.plan.candidates import joined
+from recsys_compress.plan.planner import Plan, Request, make_plan, prepare
+from recsys_compress.plan.report import plain, write_page
+from recsys_compress.plan.start import start_from
+from recsys_compress.train.build import build, logical_tables
+from recsys_compress.train.post import load_run
+from recsys_compress.train.shard import process_group
+from recsys_compress.train.trainer import train
+from tests.train.jobs import EMBEDDINGS, make_job
+
+ADAM = dataclasses.replace(EMBEDDINGS["adagrad"], dim=8, optimizer="adam", learning_rate=0.01)
+FEW = ("full", "low_rank", "hash")  # methods, which is quick
+
+
+def job_of(dataset: PreparedDataset, folder: Path, **embedding: object) -> Job:
+    job = make_job(dataset, folder, "full", epochs=1, threads=1)
+    return dataclasses.replace(job, embedding=dataclasses.replace(ADAM, **embedding))
+
+
+@pytest.fixture(scope="module")
+def job(synthetic_dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return job_of(synthetic_dataset, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def reference(job: Job) -> Path:
+    return train(job).folder
+
+
+@pytest.fixture(scope="module")
+def plan(job: Job, reference: Path) -> Plan:
+    return make_plan(job, request_of(reference, budget="0.2x"))
+
+
+def request_of(reference: Path, **settings: object) -> Request:
+    given = {"grade": "reference", "methods": FEW, **settings}
+    return Request(reference=reference, **given)
+
+
+def planned(job: Job, plan: Plan, path: Path) -> Job:
+    plan.file.write(path)
+    return dataclasses.replace(job, embedding=dataclasses.replace(job.embedding, plan=str(path)))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad"])
+def test_predicted_training_bytes_are_those_of_the_trained_model(
+    optimizer: str, synthetic_dataset: PreparedDataset, reference: Path, tmp_path: Path
+) -> None:
+    job = job_of(synthetic_dataset, tmp_path, optimizer=optimizer)
+    request = Request(budget="0.3x", grade="reference", reference=reference)
+    plan = make_plan(job, request)
+    assert plan.budget is not None
+    assert 0.8 * plan.budget < plan.sizes.training <= plan.budget
+    result = train(planned(job, plan, tmp_path / "plan.toml"))
+    weights = load_file(result.folder / "model.safetensors")
+    tables = {n: w for n, w in weights.items() if n.startswith("embeddings.")}
+    assert sum(w.nbytes for w in tables.values()) == plan.sizes.parameters
+    assert result.bytes["tables"] == plan.sizes.parameters
+    # That the reported bytes are those of the state itself is shown in the trainer's own tests.
+    assert result.bytes["optimizer"] == plan.sizes.optimizer
+
+
+def test_predicted_serving_bytes_are_those_of_what_is_served(
+    job: Job, reference: Path, tmp_path: Path
+) -> None:
+    request = request_of(reference, purpose="serving", budget="0.1x")
+    plan = make_plan(job, request)
+    assert plan.sizes.serving <= plan.full.serving * 0.1
+    types = {dish.candidate.options.storage for dish in plan.dishes.values()}
+    assert len(types) > 1, "a type for each table"
+    run = planned(job, plan, tmp_path / "plan.toml")
+    result = train(run, start=start_from(run, reference))
+    with process_group():
+        built, _ = load_run(result.folder)
+        storage = StoragePlan.planned(built.embeddings)
+        served = quantize(built.embeddings, storage, built.table_weights())
+    assert sum(w.nbytes for w in served.state_dict().values()) == plan.sizes.serving
+    stored = {
+        name: table.options.storage
+        for table in built.embeddings.merged_tables()
+        for name in table.members
+    }
+    for names, dish in plan.dishes.items():
+        assert {stored[name] for name in names} == {dish.candidate.options.storage}
+
+
+def test_a_plan_is_what_its_file_says(
+    job: Job, reference: Path, plan: Plan, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.toml"
+    plan.file.write(path)
+    tables = logical_tables(PreparedDataset.open(job.data.path).schema, job.embedding.dim)
+    options = plan.policy.rules[0].options
+    again = PlanFile.read(path).policy(tables, options, where="plan")
+    assert again.describe(tables) == plan.policy.describe(tables)
+    assert PlanFile.read(path).summary["bytes"]["training"] == plan.sizes.training
+    same = make_plan(job, request_of(reference, budget="0.2x"))
+    assert same.policy.describe(tables) == plan.policy.describe(tables)
+
+
+def test_more_bytes_never_lose_more(job: Job, reference: Path) -> None:
+    plans = [
+        make_plan(job, request_of(reference, budget=budget)) for budget in ("0.05x", "0.2x", "0.6x")
+    ]
+    assert plans[0].loss > plans[1].loss > plans[2].loss
+    assert all(plan.more[1] <= plan.loss for plan in plans)
+    assert all(plan.choice.gap < 1e-9 for plan in plans)
+    losses = [loss for _, loss in plans[1].curve]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_smallest_plan_within_an_auc_loss(job: Job, reference: Path) -> None:
+    small, large = (
+        make_plan(job, request_of(reference, max_auc_loss=lost)) for lost in (0.01, 0.001)
+    )
+    assert small.sizes.training < large.sizes.training < small.full.training
+    for plan, lost in ((small, 0.01), (large, 0.001)):
+        assert plan.quality is not None
+        assert 0 <= plan.quality.auc(0) - plan.quality.auc(plan.loss) <= lost + 1e-6
+
+
+def test_rules_and_small_tables_are_kept(job: Job) -> None:
+    rules = (RuleConfig(table="field_2", method="hash"), RuleConfig(table="field_1", method="full"))
+    embedding = dataclasses.replace(job.embedding, rules=rules, min_rows=20)
+    plan = make_plan(
+        dataclasses.replace(job, embedding=embedding), Request(budget="0.3x", methods=FEW)
+    )
+    methods = {name: row["method"] for row in plan.file.tables for name in row["tables"]}
+    assert methods["field_2"] == "hash"
+    assert methods["field_1"] == methods["field_0"] == "full"
+    reasons = {name: row["reason"] for row in plan.file.tables for name in row["tables"]}
+    assert "embedding.rules" in reasons["field_1"]
+    assert "fewer than 20 rows" in reasons["field_0"]
+
+
+def test_tables_may_share(job: Job, tmp_path: Path) -> None:
+    job = dataclasses.replace(job, embedding=dataclasses.replace(job.embedding, min_rows=0))
+    common = prepare(job, Request(budget="0.05x", methods=("unified",)))
+    names = sorted(table.name for table in common.tables)
+    for items in common.menu.alternatives():
+        assert sorted(name for item in items for name in item.tables) == names
+    group = common.menu.groups[-1]
+    assert sorted(group.tables) == names
+    shared = group.dishes[len(group.dishes) // 2].candidate
+    path = tmp_path / "plan.toml"
+    PlanFile.of(joined([shared]), common.tables, job.embedding.optimizer).write(path)
+    embedding = dataclasses.replace(job.embedding, plan=str(path))
+    result = train(dataclasses.replace(job, embedding=embedding))
+    assert result.bytes["tables"] == shared.sizes.parameters
+    assert result.bytes["tables"] + result.bytes["optimizer"] == shared.sizes.training
+
+
+def test_probes_scale_each_method(job: Job, reference: Path, plan: Plan) -> None:
+    after = make_plan(job, request_of(reference, budget="0.2x", grade="probes"))
+    assert after.loss != plan.loss
+    assert after.sizes.training <= (after.budget or 0)
+
+
+def test_a_page_needs_nothing_else(plan: Plan, tmp_path: Path) -> None:
+    write_page(plan, tmp_path / "plan.html")
+    page = (tmp_path / "plan.html").read_text()
+    assert "<svg" in page
+    assert "src=" not in page
+    assert all(name in page for names in plan.dishes for name in names)
+    write_page(plan, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+    found = plain(plan)
+    assert found["curve"]
+    assert found["bytes"]["training"] == plan.sizes.training
+
+
+@pytest.mark.parametrize(
+    ("request_", "settings", "message"),
+    [
+        ({"budget": "100B"}, {}, "out of reach: these tables take at least"),
+        ({"budget": "0.5x", "max_auc_loss": 0.1}, {}, "either --budget or --max-auc-loss"),
+        ({}, {}, "either --budget or --max-auc-loss"),
+        ({"max_auc_loss": 0.1}, {}, "grade 'data' knows no AUC"),
+        ({"budget": "0.5x", "methods": ("hsah",)}, {}, "'hsah' is unknown; did you mean 'hash'"),
+        (
+            {"budget": "0.5x"},
+            {"rules": (RuleConfig(table="catt", method="full"),)},
+            "no table matches 'catt'",
+        ),
+        (
+            {"budget": "0.1x"},
+            {"rules": (RuleConfig(table="field_3", method="full"),)},
+            "out of reach: these tables take at least",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    request_: dict[str, object], settings: dict[str, object], message: str, job: Job
+) -> None:
+    embedding = dataclasses.replace(job.embedding, **settings)
+    with pytest.raises(UserError, match=message):
+        make_plan(
+            dataclasses.replace(job, embedding=embedding), Request(**{"methods": FEW, **request_})
+        )
+
+
+def test_the_least_feasible_budget_is_feasible(job: Job) -> None:
+    with pytest.raises(UserError) as caught:
+        make_plan(job, Request(budget="100B", methods=FEW))
+    least = int(str(caught.value).split("at least ")[1].split(" ")[0].replace(",", ""))
+    # Merging saves step counts of optimizers, 4 bytes for a table.
+    assert 0 <= least - make_plan(job, Request(budget=least, methods=FEW)).sizes.training <= 16
+    with pytest.raises(UserError, match="out of reach"):
+        make_plan(job, Request(budget=least - 1, methods=FEW))
+
+
+def test_runs_and_plans_of_other_tables_are_refused(
+    job: Job, reference: Path, tmp_path: Path
+) -> None:
+    request = Request(budget="0.5x", grade="reference", reference=reference)
+    wider = dataclasses.replace(job, embedding=dataclasses.replace(job.embedding, dim=12))
+    with pytest.raises(UserError, match="embedding_dim = 8 there and 12 in the job"):
+        make_plan(wider, request)
+    data = prepare_data(Synthetic(rows=500, cardinalities=(5, 50), dense=2), tmp_path / "data")
+    other = dataclasses.replace(job, data=dataclasses.replace(job.data, path=str(data.path)))
+    with pytest.raises(UserError, match=r"num_embeddings|has a table"):
+        make_plan(other, request)
+
+    plan = make_plan(job, Request(budget="0.5x", methods=FEW))
+    run = planned(job, plan, tmp_path / "plan.toml")
+    embedding = run.embedding
+    for changed, message in (
+        ({"dim": 12}, "embedding.dim = 8, the job has 12"),
+        ({"optimizer": "adagrad"}, "embedding.optimizer = 'adam', the job has 'adagrad'"),
+        ({"budget": "0.5x"}, "embedding.budget: cannot go with embedding.plan"),
+        ({"plan": "none.toml"}, "none.toml: cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(run, embedding=dataclasses.replace(embedding, **changed)))
+    with pytest.raises(UserError, match="was made for other data"):
+        train(dataclasses.replace(run, data=other.data))
+    text = (tmp_path / "plan.toml").read_text()
+    for old, new, message in (
+        ("format = 1", "format = 2", "has format 2"),
+        ('method = "', 'method = "x', "is unknown"),
+        ("[rows]", "rows", "is not valid TOML"),
+        ("field_3", "field_9", "was made for other data"),
+    ):
+        (tmp_path / "plan.toml").write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            train(run)
+
+
+def test_a_run_of_a_plan_begins_with_the_reference(
+    job: Job, reference: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(job, request_of(reference, budget="0.8x"))
+    run = planned(job, plan, tmp_path / "plan.toml")
+    start = start_from(run, reference)
+    with process_group():
+        built = build(run, PreparedDataset.open(job.data.path).schema, start.policy)
+        start.write(built)
+        before, _ = load_run(reference)
+        name = max(plan.worths, key=lambda table: plan.worths[table])
+        new, old = built.embeddings.vectors(name), before.embeddings.vectors(name)
+    assert torch.linalg.norm(new - old) < 0.5 * torch.linalg.norm(old)
+
+
+def test_blocks_that_stay_must_begin_with_a_trained_run(
+    job: Job, reference: Path, tmp_path: Path
+) -> None:
+    given = {"budget": "0.3x", "methods": ("full", "dynamic_sparse")}
+    plan = make_plan(job, request_of(reference, **given))
+    assert plan.file.needs_start
+    plan.file.write(tmp_path / "plan.toml")
+    with pytest.raises(UserError, match="add --start"):
+        PlanFile.read(tmp_path / "plan.toml").check_from_scratch("plan.toml")
+    moving = make_plan(job, Request(**given))
+    assert not moving.file.needs_start
+    moving.file.check_from_scratch("plan.toml")

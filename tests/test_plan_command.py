@@ -1,0 +1,92 @@
+"""The command `plan`, and `train` with what it wrote."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from recsys_compress.cli import run
+from recsys_compress.config import dump_job
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.train.trainer import train
+from tests.train.jobs import EMBEDDINGS, make_job
+
+FEW = ("--methods", "full, low_rank")
+
+
+@pytest.fixture
+def place(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder with `job.toml`, in which the command runs."""
+    job = make_job(synthetic_dataset, tmp_path / "runs", "full", epochs=1, threads=1)
+    embedding = dataclasses.replace(EMBEDDINGS["full"], optimizer="adam", learning_rate=0.01)
+    (tmp_path / "job.toml").write_text(dump_job(dataclasses.replace(job, embedding=embedding)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    return err
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+def test_a_plan_is_written_and_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ("plan", "job.toml", "--budget", "0.4x", *FEW)
+    assert run([*plan, "--dry-run", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert not list(place.glob("plan.*"))
+    assert run(plan) == 0
+    out, err = capsys.readouterr()
+    assert f"{first['bytes']['training']:,}" in out
+    assert "grade data" in out
+    assert "next: recsys-compress train job.toml --plan plan.toml" in err
+    assert (place / "plan.html").read_text().startswith("<!doctype html>")
+    assert run(["train", "job.toml", "--plan", "plan.toml", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["bytes"]["tables"] == first["bytes"]["parameters"]
+    assert "-plan-" in result["folder"]
+    assert run(["compress", result["folder"], "--storage", "planned", "--json"]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    assert stored["bytes"]["tables"] == first["bytes"]["serving"]
+    assert set(stored["types"].values()) == {"fp32"}
+
+
+def test_a_reference_is_trained_where_none_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ("plan", "job.toml", "--budget", "0.4x", "--grade", "reference", *FEW)
+    assert run(plan) == 0
+    out, err = capsys.readouterr()
+    assert "the reference has" in out
+    (folder,) = (place / "runs").iterdir()
+    assert f"--start {folder}" in err
+
+
+def test_bad_plans_leave_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def plan(*arguments: str) -> str:
+        return fails(capsys, "plan", "job.toml", *arguments)
+
+    assert "either --budget or --max-auc-loss" in plan()
+    assert "at least" in plan("--budget", "10B", *FEW)
+    assert "did you mean 'low_rank'" in plan("--budget", "0.5x", "--methods", "lowrank")
+    assert "none/job.toml: cannot be read" in plan("--budget", "0.5x", "--reference", "none")
+    assert "goes with --plan" in fails(capsys, "train", "job.toml", "--start", "runs")
+    assert "none.toml: cannot be read" in fails(capsys, "train", "job.toml", "--plan", "none.toml")
+    assert [path.name for path in place.iterdir()] == ["job.toml"]
+
+
+def test_the_reference_is_of_the_same_tables(
+    place: Path, synthetic_dataset: PreparedDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(make_job(synthetic_dataset, place / "runs", "full", epochs=1)).folder
+    arguments = ("--budget", "0.5x", "--reference", str(folder), "--set", "embedding.dim=12")
+    assert "embedding_dim = 8 there and 12" in fails(capsys, "plan", "job.toml", *arguments)
