@@ -206,13 +206,15 @@ def train(
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
+    from recsys_compress.train.shard import process_group
 
-    begin = None
-    if start is not None:
-        from recsys_compress.plan.start import start_from
+    with process_group(settings.train.device, settings.sharding.timeout):
+        begin = None
+        if start is not None:
+            from recsys_compress.plan.start import start_from
 
-        begin = start_from(settings, start)
-    result = tracked_train(settings, resume=resume, start=begin, listeners=[ProgressListener()])
+            begin = start_from(settings, start)
+        result = tracked_train(settings, resume=resume, start=begin, listeners=[ProgressListener()])
     if not speaks():
         raise typer.Exit(INTERRUPTED if result.interrupted else 0)
     if as_json:
