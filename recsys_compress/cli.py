@@ -10,12 +10,15 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json
+
+if TYPE_CHECKING:
+    from recsys_compress.config import Job
 
 INTERRUPTED = 130
 
@@ -144,6 +147,15 @@ def train(
     nproc: Annotated[
         int, typer.Option(min=1, help="Processes on this machine that train together.")
     ] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: show plan, memory and traffic.")
+    ] = False,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Processes of the dry run; they need not be here.")
+    ] = None,
+    hbm: Annotated[
+        str | None, typer.Option(help="Memory of each GPU in the dry run, which is then of GPUs.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a model and record it in MLflow.
@@ -151,6 +163,7 @@ def train(
     Several processes, also of several machines, are started by --nproc or by torchrun:
     torchrun --nproc-per-node 2 -m recsys_compress train JOB.
     Ctrl-C ends the run after the current step with a checkpoint and status 130.
+    What a job takes on a cluster that is not here: --dry-run --world-size 256 --hbm 80GiB.
 
     Example: recsys-compress train pipelines/frappe.toml --set embedding.budget=0.1x
     """
@@ -160,7 +173,13 @@ def train(
         if resume is None:
             raise UserError("train: no job; name a job file, or a run with --resume RUN_FOLDER")
         job = resume / "job.toml"
-    settings = load_job(job, overrides or ())
+    if not dry_run and (world_size or hbm):
+        raise UserError("train: --world-size and --hbm are of a dry run; add --dry-run")
+    cluster = [f"sharding.device_memory={hbm}", "train.device=cuda"] if hbm else []
+    settings = load_job(job, [*(overrides or ()), *cluster])
+    if dry_run:
+        _dry_run(settings, world_size or nproc, as_json)
+        return
     if nproc > 1:
         _launch(nproc, "train", [job], {"--set": overrides, "--resume": resume, "--json": as_json})
 
@@ -178,6 +197,18 @@ def train(
     if result.interrupted:
         _hint(f"recsys-compress train --resume {result.folder}")
         raise typer.Exit(INTERRUPTED)
+
+
+def _dry_run(job: "Job", world_size: int, as_json: bool) -> None:
+    """Shows what a job would take."""
+    from recsys_compress.track.cluster import print_dry_run
+    from recsys_compress.train.dryrun import dry_run
+
+    found = dry_run(job, world_size)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_dry_run(found)
 
 
 @app.command()
