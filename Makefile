@@ -1,4 +1,4 @@
-# setup, demo, test, lint, bench, quality, lock. DEVICE=cpu (the default) or cuda picks the lock file.
+# setup, demo, test, lint, bench, bench-scale, quality, lock. DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
 $(error DEVICE is "$(DEVICE)": it must be cpu or cuda)
@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench quality lock
+.PHONY: setup demo test lint bench bench-scale quality lock
 
 setup: $(READY)
 	@:
@@ -39,6 +39,10 @@ lint: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run
+
+# Memory over a billion ids a field and 100 million rows: some minutes.
+bench-scale: setup
+	@$(BIN)/python -m benchmarks.scale
 
 # Real data, hours on 2 cores for what has no figures yet; DATA holds movielens-1m/ and frappe/.
 quality: setup

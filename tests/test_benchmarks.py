@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import quality, report, run
+from benchmarks import quality, report, run, scale
 from benchmarks.case import Case, Shape
 from benchmarks.report import Results
 from benchmarks.study import claims, page
@@ -52,6 +52,26 @@ def test_every_case_runs_and_is_on_the_page(tmp_path: Path) -> None:
     for key in found.runs:
         assert f"| {report.label(key)} |" in page
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("_threads")
+def test_memory_is_watched_over_generated_rows(tmp_path: Path) -> None:
+    assert scale.main(["--quick", "--out", str(tmp_path)]) == 0
+    parts = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))["parts"]
+    assert parts.keys() == scale.PARTS.keys()
+    assert parts["read"]["examples"] >= scale.QUICK.examples
+    for figures in parts.values():
+        course = scale.Course.of(figures, "own")
+        assert course.examples == sorted(course.examples)
+        assert min(course.memory) > 1e7  # of a process that has torch in it
+    assert "| train | 1,280 |" in (tmp_path / "scale.md").read_text(encoding="utf-8")
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_after_the_warm_up_is_seen() -> None:
+    figures = {f"own/{number}": 100.0 + 10 * (number > 15) for number in range(20)}
+    course = scale.Course.of({**figures, "all/3": 1e9, "seconds": 1.0}, "own")
+    assert (course.first, course.last) == (100.0, 110.0)
 
 
 def test_cases_run_in_processes_of_their_own(tmp_path: Path) -> None:
