@@ -43,7 +43,8 @@ def test_every_case_runs_and_is_on_the_page(tmp_path: Path) -> None:
     found = Results(shape=run.QUICK)
     for group in report.GROUPS:
         data = run.prepared(group, run.QUICK, tmp_path)
-        for case in run.cases(group, run.QUICK, data):
+        # Several processes and their start are a test of their own.
+        for case in (c for c in run.cases(group, run.QUICK, data) if not c.name.startswith("2 x")):
             figures = importlib.import_module(f"benchmarks.{group}").measure(case)
             assert figures
             assert all(value >= 0 for value in figures.values()), figures
@@ -52,6 +53,17 @@ def test_every_case_runs_and_is_on_the_page(tmp_path: Path) -> None:
     for key in found.runs:
         assert f"| {report.label(key)} |" in page
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("_threads")
+def test_two_processes_share_a_batch(tmp_path: Path) -> None:
+    data = run.prepared("ranks", run.QUICK, tmp_path)
+    found = Results(shape=run.QUICK)
+    for case in run.cases("ranks", run.QUICK, data)[:2]:
+        found.add(case, importlib.import_module("benchmarks.ranks").measure(case))
+    one, two = found.keys("ranks")
+    assert found.median(one, "gradient average") < found.median(two, "gradient average")
+    assert "| 2 processes, 4,000 rows |" in report.render(found)
 
 
 @pytest.mark.usefixtures("_threads")
