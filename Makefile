@@ -1,4 +1,4 @@
-# setup, demo, test, soak, lint, bench, bench-serving, quality, lock.
+# setup, demo, test, soak, lint, bench, bench-scale, bench-serving, quality, lock.
 # DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test soak lint bench bench-serving quality lock
+.PHONY: setup demo test soak lint bench bench-scale bench-serving quality lock
 
 setup: $(READY)
 	@:
@@ -49,6 +49,9 @@ bench: setup
 #     ROWS=rows.parquet PROCESS=its-id
 bench-serving: setup
 	@$(BIN)/python -m benchmarks.load $(URL) --rows $(ROWS) $(if $(PROCESS),--process $(PROCESS))
+# Memory over a billion ids a field and 100 million rows: some minutes.
+bench-scale: setup
+	@$(BIN)/python -m benchmarks.scale
 
 # Real data, hours on 2 cores for what has no figures yet; DATA holds movielens-1m/ and frappe/.
 quality: setup

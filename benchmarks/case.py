@@ -78,10 +78,15 @@ def run(case: Case) -> Figures:
     Raises:
         RuntimeError: the process failed; the message ends with what it said.
     """
+    return run_worker(case, [])
+
+
+def run_worker(case: Case, launcher: list[str]) -> Figures:
+    """Measures a case in fresh processes that `python LAUNCHER` starts; see `run`."""
     # OpenMP that spins would measure the neighbours: no process here does.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.worker", case.dump()],
+        [sys.executable, *launcher, "-m", "benchmarks.worker", case.dump()],
         cwd=ROOT,
         env=environment,
         capture_output=True,

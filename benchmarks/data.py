@@ -1,12 +1,17 @@
 """Prepared datasets for the cases that read: generated, in a folder of the caller's."""
 
+import json
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.case import Shape
+from recsys_compress.data.dataset import MANIFEST, PreparedDataset, checksum
 from recsys_compress.data.prepare import prepare
 from recsys_compress.data.sources.synthetic import Synthetic
+from recsys_compress.files import write_text
 
 _TRAIN = 0.9  # shares of the rows
 _FRACTIONS = (_TRAIN, 0.05, 0.05)
@@ -36,3 +41,23 @@ def many_ids(shape: Shape, folder: Path) -> Path:
         rows=rows, cardinalities=(_ENDLESS,) * shape.features, zipf=0.0, fractions=_FRACTIONS
     )
     return prepare(source, folder / "many_ids").path
+
+
+def repeated(dataset: PreparedDataset, rows: int) -> PreparedDataset:
+    """Makes a dataset of at least so many training rows, in place: its shards again and again.
+
+    They are hard links, which take no room; to a reader they are files like any others.
+    """
+    train = dataset.manifest.splits["train"]
+    files = []
+    for copy in range(-(-rows // train.rows)):
+        for info in train.files:
+            path = f"train/{copy:04}-{Path(info.path).name}"
+            os.link(dataset.path / info.path, dataset.path / path)
+            files.append(replace(info, path=path))
+    longer = replace(train, files=tuple(files), rows=sum(info.rows for info in files))
+    splits = {**dataset.manifest.splits, "train": longer}
+    manifest = replace(dataset.manifest, splits=splits)
+    manifest = replace(manifest, checksum=checksum(manifest))
+    write_text(dataset.path / MANIFEST, json.dumps(asdict(manifest), default=str))
+    return PreparedDataset.open(dataset.path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.case import Case, Figures, Shape
 from recsys_compress.files import atomic_file, write_text
 
-GROUPS = ("embedding", "step", "reading", "memory")
+GROUPS = ("embedding", "step", "reading", "ranks", "memory")
 LIBRARIES = ("torch", "torchrec", "fbgemm-gpu-cpu", "numpy", "pyarrow")
 LABELS = {
     "stock": "TorchRec, 26 tables",
@@ -179,6 +179,7 @@ def render(results: Results) -> str:
         "embedding": _embedding,
         "step": _step,
         "reading": _reading,
+        "ranks": _ranks,
         "memory": _memory,
     }
     shape = results.shape
@@ -210,8 +211,11 @@ def render(results: Results) -> str:
 
 def label(key: str) -> str:
     """Returns how a case is called in tables."""
-    _, name, tuned = key.split("/")
+    group, name, tuned = key.split("/")
     plain = LABELS.get(name, name)
+    if group == "ranks":
+        processes, _, rows = name.split()
+        plain = f"{processes} process{'es' if processes != '1' else ''}, {int(rows):,} rows"
     return f"{plain} ({tuned})" if name in ("stock", "torch") or tuned != "tuned" else plain
 
 
@@ -263,7 +267,7 @@ def _step(results: Results) -> list[str]:
         "CPU milliseconds of one thread by stage: three full-rank cross layers beside a deep part"
         " of 256 and 128, Adam for all but the tables.",
         "",
-        *_markdown(["stage", *(label(key) for key in keys)], rows),
+        *markdown(["stage", *(label(key) for key in keys)], rows),
     ]
 
 
@@ -284,6 +288,38 @@ def _reading(results: Results) -> list[str]:
     ]
 
 
+def _ranks(results: Results) -> list[str]:
+    from benchmarks.ranks import STAGES
+
+    keys = results.keys("ranks")
+    busy = results.median(keys[0], "cpu") / results.median(keys[0], "wall")
+    rows = []
+    for stage in STAGES:
+        figures = ((results.median(k, stage), results.median(k, f"{stage}/wall")) for k in keys)
+        rows.append([stage, *(f"{cpu:.1f} / {wall:.1f}" for cpu, wall in figures)])
+    for text, figure in (("samples/s of CPU time", "cpu"), ("samples/s, wall", "wall")):
+        rates = [results.median(key, figure) for key in keys]
+        rows.append([text, *(f"{rate:,.0f}" for rate in rates)])
+        # Cases come in pairs, that of one process first.
+        ratios = [rate / rates[i - i % 2] for i, rate in enumerate(rates)]
+        rows.append(["against one process", *(f"{ratio:.2f}x" for ratio in ratios)])
+    return [
+        "## Two processes on this machine",
+        "",
+        "One step of DCN-V2 on the same global batch, full tables. Milliseconds of CPU time of all"
+        " processes together / of wall time in each; one process has all cores as threads, each of"
+        " two has half of them. Gloo moves the vectors through the loopback device. Two processes"
+        " share the cores that one has alone, so they bring no computing power, only more work:"
+        " CPU time is what shows it. Wall time also has the waiting for each other, and on a busy"
+        " machine favours two processes, which get a greater share of its cores than one."
+        f" Here a step of one process took {busy:.1f} times its CPU time (one thread on an idle"
+        " machine: 1.0, two threads: less), so that wall figures "
+        + ("are of a busy machine and no measure of speed." if busy > 1 else "can be compared."),
+        "",
+        *markdown(["stage", *(label(key) for key in keys)], rows),
+    ]
+
+
 def _memory(results: Results) -> list[str]:
     rows = [
         [key.split("/")[1], *(f"{results.median(key, name) / 1e6:,.0f}" for name in _MEMORY)]
@@ -296,7 +332,7 @@ def _memory(results: Results) -> list[str]:
         f" {2 * results.shape.rows:,} ids at width {results.shape.dim}, all of which occur in the"
         " data, by method and budget.",
         "",
-        *_markdown(["tables", *_MEMORY.values()], rows),
+        *markdown(["tables", *_MEMORY.values()], rows),
     ]
 
 
@@ -323,10 +359,11 @@ def _table(
             )
             cells.append(f"{middle / 1e3:,.1f} ({low / 1e3:,.1f}-{high / 1e3:,.1f}){ratio}")
         rows.append([label(key), *cells])
-    return _markdown(["", *titles], rows)
+    return markdown(["", *titles], rows)
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table, its first column to the left, all others to the right."""
     align = ["---", *("---:" for _ in titles[1:])]
     return [f"| {' | '.join(cells)} |" for cells in (titles, align, *rows)]
 

@@ -55,6 +55,9 @@ def cases(group: str, shape: Shape, data: str) -> list[Case]:
         ],
         "step": [("stock", False), ("stock", True), ("full", True), ("unified", True)],
         "reading": [("reader", True), ("train", True)],
+        "ranks": [
+            (f"{n} x {rows}", True) for rows in (shape.rows // 10, shape.rows) for n in (1, 2)
+        ],
         "memory": [("full", True), *((name, True) for name in BUDGETS)],
     }
     return [
@@ -65,12 +68,12 @@ def cases(group: str, shape: Shape, data: str) -> list[Case]:
 
 def prepared(group: str, shape: Shape, folder: Path) -> str:
     """Returns the folder of the dataset that the group reads, made here; "" where it reads none."""
-    if group not in ("reading", "memory"):
+    if group not in ("reading", "memory", "ranks"):
         return ""
     from benchmarks import data  # it imports much that the other groups do without
 
-    make = data.click_log if group == "reading" else data.many_ids
-    return str(make(shape, folder))
+    make = data.many_ids if group == "memory" else data.click_log
+    return str(make(shape, folder / group))
 
 
 def measure(groups: list[str], shape: Shape, repeats: int) -> Iterator[tuple[Case, Figures]]:

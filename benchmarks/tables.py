@@ -159,10 +159,11 @@ class Batches:
         shape: the workload.
         zipf: exponent of the ids' frequencies; 0 for uniform.
         count: distinct batches.
+        seed: of the ids.
     """
 
-    def __init__(self, shape: Shape, *, zipf: float, count: int = 8) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, shape: Shape, *, zipf: float, count: int = 8, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
         size = (count, shape.features * shape.batch)
         u = torch.rand(size, dtype=torch.float64, generator=generator)
         power, rows = 1 - zipf, shape.rows_per_table

@@ -5,31 +5,19 @@ them, so that help is instant.
 """
 
 import dataclasses
-import json
 import logging
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from recsys_compress.commands import deploy
 from recsys_compress.commands import plan as plan_command
-from recsys_compress.commands.common import (
-    AsJson,
-    hint,
-    launch_again,
-    print_json,
-    speaks,
-    storage_plan,
-)
+from recsys_compress.commands import train as train_commands
+from recsys_compress.commands.common import AsJson, hint, print_json
 from recsys_compress.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Train CTR models with compressed embedding tables.",
@@ -37,8 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-app.command()(plan_command.plan)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -141,160 +127,10 @@ def profile(
         print_table(render(found))
 
 
-@app.command()
-def train(
-    job: Annotated[
-        Path | None, typer.Argument(help="Job file; not needed with --resume.", show_default=False)
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job."),
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Folder of an interrupted run to go on with.")
-    ] = None,
-    nproc: Annotated[
-        int, typer.Option(min=1, help="Processes on this machine that train together.")
-    ] = 1,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="Plan file that says how tables are stored.")
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Finished run whose vectors the plan's tables begin with."
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Train a model and record it in MLflow.
-
-    Several processes, also of several machines, are started by --nproc or by torchrun:
-    torchrun --nproc-per-node 2 -m recsys_compress train JOB.
-    Ctrl-C ends the run after the current step with a checkpoint and status 130.
-
-    Example: recsys-compress train pipelines/frappe.toml --set embedding.budget=0.1x
-    """
-    from recsys_compress.config import load_job
-
-    if job is None:
-        if resume is None:
-            raise UserError("train: no job; name a job file, or a run with --resume RUN_FOLDER")
-        job = resume / "job.toml"
-    planned = [] if plan_file is None else [f"embedding.plan={json.dumps(str(plan_file))}"]
-    settings = load_job(job, [*(overrides or ()), *planned])
-    if start is not None and (resume is not None or settings.embedding.plan is None):
-        raise UserError("train: --start goes with --plan, and not with --resume")
-    if settings.embedding.plan is not None and resume is None and start is None:
-        from recsys_compress.compress.planned import PlanFile
-
-        PlanFile.read(Path(settings.embedding.plan)).check_from_scratch(settings.embedding.plan)
-    if nproc > 1:
-        launch_again(
-            nproc,
-            "train",
-            [job],
-            {
-                "--set": overrides,
-                "--resume": resume,
-                "--plan": plan_file,
-                "--start": start,
-                "--json": as_json,
-            },
-        )
-
-    from recsys_compress.track.progress import ProgressListener
-    from recsys_compress.track.run import tracked_train
-    from recsys_compress.track.tables import print_result
-    from recsys_compress.train.shard import process_group
-
-    with process_group(settings.train.device, settings.sharding.timeout):
-        begin = None
-        if start is not None:
-            from recsys_compress.plan.start import start_from
-
-            begin = start_from(settings, start)
-        result = tracked_train(settings, resume=resume, start=begin, listeners=[ProgressListener()])
-    if not speaks():
-        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
-    if as_json:
-        print_json(result.to_json())
-    else:
-        print_result(result)
-    if result.interrupted:
-        hint(f"recsys-compress train --resume {result.folder}")
-        raise typer.Exit(INTERRUPTED)
-
-
-@app.command()
-def compress(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    method: Annotated[str | None, typer.Option(help="Method that takes the tables over.")] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Bytes, like 400kB or 0.25x; of the whole model if layers shrink too."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job (fine-tuning)."),
-    ] = None,
-    storage: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TYPE|TABLE=TYPE",
-            help="Store tables as fp16, bf16, int8, int4 or int2, or as 'planned'.",
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make a trained model smaller: another method, then a fine-tuning; or another storage type.
-
-    Example: recsys-compress compress runs/dcnv2-full-1x-s0-1a2b3c4d --method low_rank --budget
-    0.25x --set train.epochs=1
-    """
-    if (method is None) == (not storage):
-        raise UserError("compress: give either --method or --storage")
-    if method is None:
-        _store(run_folder, storage or [], as_json)
-        return
-
-    from recsys_compress.config import load_job
-    from recsys_compress.track.progress import ProgressListener
-    from recsys_compress.track.run import tracked_train
-    from recsys_compress.track.tables import print_result
-    from recsys_compress.train.folder import read_result
-    from recsys_compress.train.post import compress as compress_run
-    from recsys_compress.train.shard import process_group
-
-    config = load_job(run_folder / "job.toml", overrides or ())
-    with process_group(config.train.device, config.sharding.timeout):
-        job, start = compress_run(run_folder, method, budget, overrides or ())
-        result = tracked_train(job, start=start, listeners=[ProgressListener()])
-    if not speaks():
-        raise typer.Exit(INTERRUPTED if result.interrupted else 0)
-    before = read_result(run_folder)
-    if as_json:
-        figures = {key: before.get(key, {}) for key in ("valid", "test", "bytes")}
-        print_json({**result.to_json(), "before": figures})
-    else:
-        print_result(result, before)
-    if result.interrupted:
-        hint(f"recsys-compress train --resume {result.folder}")
-        raise typer.Exit(INTERRUPTED)
-
-
-def _store(run_folder: Path, storage: Sequence[str], as_json: bool) -> None:
-    """Stores a run's tables in other types."""
-    from recsys_compress.track.tables import print_stored
-    from recsys_compress.train.post import store
-
-    found = store(run_folder, storage_plan(storage))
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_stored(found)
-
-
+# In the order in which help shows them.
+app.command()(plan_command.plan)
+app.command()(train_commands.train)
+app.command()(train_commands.compress)
 app.add_typer(deploy.app)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plan, quality, report, run
+from benchmarks import plan, quality, report, run, scale
 from benchmarks.case import Case, Shape
 from benchmarks.report import Results
 from benchmarks.study import claims, page
@@ -48,7 +48,8 @@ def test_every_case_runs_and_is_on_the_page(tmp_path: Path) -> None:
     found = Results(shape=run.QUICK)
     for group in report.GROUPS:
         data = run.prepared(group, run.QUICK, tmp_path)
-        for case in run.cases(group, run.QUICK, data):
+        # Several processes and their start are a test of their own.
+        for case in (c for c in run.cases(group, run.QUICK, data) if not c.name.startswith("2 x")):
             figures = importlib.import_module(f"benchmarks.{group}").measure(case)
             assert figures
             assert all(value >= 0 for value in figures.values()), figures
@@ -57,6 +58,37 @@ def test_every_case_runs_and_is_on_the_page(tmp_path: Path) -> None:
     for key in found.runs:
         assert f"| {report.label(key)} |" in page
     assert (tmp_path / "benchmarks.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("_threads")
+def test_two_processes_share_a_batch(tmp_path: Path) -> None:
+    data = run.prepared("ranks", run.QUICK, tmp_path)
+    found = Results(shape=run.QUICK)
+    for case in run.cases("ranks", run.QUICK, data)[:2]:
+        found.add(case, importlib.import_module("benchmarks.ranks").measure(case))
+    one, two = found.keys("ranks")
+    assert found.median(one, "gradient average") < found.median(two, "gradient average")
+    assert "| 2 processes, 4,000 rows |" in report.render(found)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_memory_is_watched_over_generated_rows(tmp_path: Path) -> None:
+    assert scale.main(["--quick", "--out", str(tmp_path)]) == 0
+    parts = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))["parts"]
+    assert parts.keys() == scale.PARTS.keys()
+    assert parts["read"]["examples"] >= scale.QUICK.examples
+    for figures in parts.values():
+        course = scale.Course.of(figures, "own")
+        assert course.examples == sorted(course.examples)
+        assert min(course.memory) > 1e7  # of a process that has torch in it
+    assert "| train | 1,280 |" in (tmp_path / "scale.md").read_text(encoding="utf-8")
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_after_the_warm_up_is_seen() -> None:
+    figures = {f"own/{number}": 100.0 + 10 * (number > 15) for number in range(20)}
+    course = scale.Course.of({**figures, "all/3": 1e9, "seconds": 1.0}, "own")
+    assert (course.first, course.last) == (100.0, 110.0)
 
 
 def test_cases_run_in_processes_of_their_own(tmp_path: Path) -> None:

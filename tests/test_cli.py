@@ -163,6 +163,17 @@ def test_profile(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "field_2" in capsys.readouterr().out
 
 
+def test_a_dry_run_is_of_any_cluster(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = f"data.path={job.parent / 'data'}"
+    arguments = ["train", str(job), "--set", data, "--dry-run", "--world-size", "16"]
+    assert run([*arguments, "--hbm", "80GiB", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["world_size"], found["memory"]) == (16, 80 * 2**30)
+    assert len(found["ranks"]) == 16
+    assert "are missing" in fails(capsys, *arguments, "--hbm", "1kB")
+    assert "add --dry-run" in fails(capsys, "train", job, "--hbm", "80GiB")
+
+
 def test_train_prints_one_object_and_is_tracked(job: Path, place: Path) -> None:
     settings = ("--set", "embedding.method=unified", "--set", "embedding.budget=0.5x")
     status, out, err = finish("train", job, *settings, "--json", cwd=place)

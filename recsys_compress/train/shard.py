@@ -67,7 +67,7 @@ def process_group(device: str = "cpu", timeout: int = 600) -> Iterator[Ranks]:
         store = dist.HashStore()  # type: ignore[attr-defined]  # of one process; no port, no file
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        with _quiet():
+        with quiet():
             yield Ranks.current()
     finally:
         dist.destroy_process_group()
@@ -268,7 +268,7 @@ def _fuse(weight: nn.Parameter, options: TableOptions) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences what torch and TorchRec say on first use and a user cannot act on."""
     loggers = [logging.getLogger(n) for n in ("torchrec", "torch.fx._symbolic_trace")]
     levels = [logger.level for logger in loggers]
