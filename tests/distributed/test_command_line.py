@@ -12,6 +12,8 @@ from recsys_compress.data.dataset import PreparedDataset
 from tests.distributed.processes import ROOT
 from tests.train.jobs import make_job
 
+pytestmark = pytest.mark.timeout(600)  # several processes on a busy machine
+
 LAUNCHERS = {
     "nproc": ["-m", "recsys_compress", "train", "--nproc", "2"],
     "torchrun": [

@@ -8,6 +8,8 @@ from recsys_compress.data.dataset import PreparedDataset
 from tests.distributed.processes import run
 from tests.train.jobs import EMBEDDINGS
 
+pytestmark = pytest.mark.timeout(600)  # several processes on a busy machine
+
 STEPS = 50
 SMALL = {"batch_size": 200}
 FUSED = [name for name in EMBEDDINGS if "adam" not in name]

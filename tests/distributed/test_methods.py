@@ -11,6 +11,8 @@ from recsys_compress.data.dataset import PreparedDataset
 from tests.distributed.processes import run
 from tests.train.jobs import make_job
 
+pytestmark = pytest.mark.timeout(600)  # several processes on a busy machine
+
 TASKS = "tests.distributed.tasks"
 DNIS = [
     "embedding.method=dnis",
