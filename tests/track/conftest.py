@@ -45,6 +45,7 @@ def start(job: Job, tmp_path: Path) -> RunStart:
         first_step=0,
         bytes={"tables": 1000, "full": 4000, "ratio": 4.0, "optimizer": 100, "model": 2000},
         size={"total": {"tables": 1000}},
+        shards=[],
         tags={"torch": "2.13", "dataset": "abc"},
     )
 
