@@ -45,7 +45,17 @@ def start(job: Job, tmp_path: Path) -> RunStart:
         first_step=0,
         bytes={"tables": 1000, "full": 4000, "ratio": 4.0, "optimizer": 100, "model": 2000},
         size={"total": {"tables": 1000}},
-        shards=[],
+        shards=[
+            {
+                "table": "t",
+                "kind": "row_wise",
+                "rank": 1,
+                "rows": 1000,
+                "columns": 4,
+                "parameter_bytes": 16_000,
+                "optimizer_bytes": 4000,
+            }
+        ],
         tags={"torch": "2.13", "dataset": "abc"},
     )
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -18,6 +19,7 @@ def test_a_run_is_shown(terminal: bool, start: RunStart, result: RunResult) -> N
     listener.finished(result)
     shown = text.getvalue()
     assert "dcnv2-full-1x-s0: embeddings 1 kB, full tables 4 kB" in shown
+    assert "row_wise      1   1,000" in shown
     assert "loss 0.5500  valid AUC 0.7500  samples/s 5,000  peak memory" in shown
     assert "finished after 30 steps, 12 s" in shown
     assert ("step 20/30" in shown) is not terminal
@@ -26,7 +28,7 @@ def test_a_run_is_shown(terminal: bool, start: RunStart, result: RunResult) -> N
 def test_lines_do_not_flood_a_log(start: RunStart) -> None:
     text = io.StringIO()
     listener = ProgressListener(Console(file=text, width=120))
-    listener.started(start)
+    listener.started(dataclasses.replace(start, shards=[]))
     for step in range(1000):
         listener.metrics(step, {"train/loss": 0.5})
     assert len(text.getvalue().splitlines()) <= 3

@@ -63,7 +63,7 @@ def test_everything_of_a_run_reads_back(
 
     names = {artifact.path for artifact in client.list_artifacts(listener.run_id)}
     pictures = {"calibration.png", "learning_curve.png", "kept.png"}
-    assert names == {"job.toml", "size.json", "history.json"} | pictures
+    assert names == {"job.toml", "size.json", "sharding.json", "history.json"} | pictures
     local = Path(client.download_artifacts(listener.run_id, "", str(tmp_path)))
     assert load_job(local / "job.toml") == job
     assert all((local / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
@@ -183,7 +183,7 @@ listener = MLflowListener(job)
 sizes = {"tables": 1, "full": 1, "ratio": 1.0, "optimizer": 1, "model": 1}
 listener.started(
     RunStart(job=job, folder=Path(sys.argv[2]), run_id="0", name="n", total_steps=1, first_step=0,
-             bytes=sizes, size={}, tags={})
+             bytes=sizes, size={}, shards=[], tags={})
 )
 """
 
