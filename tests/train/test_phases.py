@@ -144,7 +144,7 @@ def test_a_run_is_stored_in_another_type(data_type: str, full_run: RunResult) ->
 @pytest.mark.parametrize(
     ("method", "budget", "message"),
     [
-        ("mixed_dim", "0.8x", "'mixed_dim' cannot take over trained tables"),
+        ("mixed_dim", "30100", "'mixed_dim' cannot take over trained tables"),
         ("dynamic_sparse", "0.001x", "out of reach"),
         ("nonsense", "0.5x", "is unknown"),
     ],
