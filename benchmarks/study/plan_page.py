@@ -39,9 +39,9 @@ POINTS = """## Predicted against measured
 On MovieLens-1M, one table at a time is stored in another way, and the validation logloss of the
 model measured. The prediction is that of the grade "reference". Rises below 1e-6 are mostly chance,
 and none or less is drawn at the edge."""
-PLANS = """Test AUC, mean ± standard deviation over seeds ({seeds}). The best uniform policy is that of the
-highest validation AUC among all methods{types} at the same budget, for each
-seed anew."""
+PLANS = """Test AUC, mean ± standard deviation over seeds ({seeds}). The best uniform policy is
+that of the highest validation AUC among all methods{types} at the same
+budget, for each seed anew."""
 BLIND = """Plans for training of the grade "data", made without the trained model; its tables are
 then taken over by them as above, for comparison."""
 TRAINED = """Test AUC by training bytes, optimizer state included. "plan" is of the grade
