@@ -20,7 +20,7 @@ from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose, alone, lowered, size_of
 from recsys_compress.plan.menu import METHODS
-from recsys_compress.plan.planner import Prepared, plan_within, prepare
+from recsys_compress.plan.planner import Plan, Prepared, plan_within, prepare
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.request import Request
 from recsys_compress.train.build import build
@@ -80,11 +80,9 @@ def plans(folder: Path, data: str, purpose: Purpose, done: int) -> Iterator[Mapp
     with process_group():
         model, common = Model(job, folder), prepare(job, request)
         full = model.figures(alone_of(job, "full"))
-        for name, budget in list(BUDGETS.items())[done:]:
-            try:
-                plan = plan_within(common, dataclasses.replace(request, budget=budget))
-            except UserError as error:
-                yield {"budget": name, "error": str(error)}
+        for name, plan in _planned(common, request, done):
+            if isinstance(plan, UserError):
+                yield {"budget": name, "error": str(plan)}
                 continue
             quality, within = cast("AucByLoss", plan.quality), cast("int", plan.budget)
             mine = {
@@ -112,15 +110,26 @@ def blind(folder: Path, data: str, done: int) -> Iterator[Mapping[str, Any]]:
     request = Request(budget="1x", grade="data", methods=METHODS)
     with process_group():
         model, common = Model(job, folder), prepare(job, request)
-        for name, budget in list(BUDGETS.items())[done:]:
-            try:
-                plan = plan_within(common, dataclasses.replace(request, budget=budget))
-            except UserError as error:
-                yield {"budget": name, "error": str(error)}
+        for name, plan in _planned(common, request, done):
+            if isinstance(plan, UserError):
+                yield {"budget": name, "error": str(plan)}
                 continue
             tables = [dish.candidate.label for dish in plan.dishes.values()]
             figures = model.figures(plan.policy)
             yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **figures}
+
+
+def _planned(
+    common: Prepared, request: Request, done: int
+) -> Iterator[tuple[str, Plan | UserError]]:
+    """Yields each budget with its plan, or why there is none."""
+    for name, budget in list(BUDGETS.items())[done:]:
+        found: Plan | UserError
+        try:
+            found = plan_within(common, dataclasses.replace(request, budget=budget))
+        except UserError as error:
+            found = error
+        yield name, found
 
 
 def alone_of(job: Job, name: str) -> Policy:
