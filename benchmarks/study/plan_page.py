@@ -31,9 +31,9 @@ That of `recsys-compress demo`, whose model it is; each seed is another world.
 """,
 }
 SHORT = """By how much the plan's test AUC is above that of the best uniform policy at the same
-budget, mean over seeds. All plans are of the grade "reference". Uniform policies are tried in sizes
-that fall by 7 %, so one may take some 7 % less than the budget, which is part of the difference where
-the loss is large. Empty cells are not measured yet."""
+budget, mean over seeds. All plans are of the grade "reference". Uniform policies are tried in
+sizes that fall by 7 %, so one may take some 7 % less than the budget, which is part of the
+difference where the loss is large. Empty cells are not measured yet."""
 LEAST_GAIN = 0.001
 POINTS = """## Predicted against measured
 
