@@ -1,13 +1,15 @@
-"""Budget plans on MovieLens-1M: `python -m benchmarks.plan --data PATH`.
+"""Budget plans on real and generated data: `python -m benchmarks.plan --data PATH`.
 
-For each seed a model of full tables is trained (or taken from the quality study's folder). Then
+For each seed a model of full tables is trained (or taken from the quality study's folder; that of
+generated data is the demonstration's). Then
 
 * points: one table at a time is compressed, and the validation logloss measured, against what the
   grade "reference" predicts for it;
 * plans: at several budgets the plan's tables take the trained ones over, as do those of every
   uniform policy, one method and storage type for all tables; validation picks the best of these.
 
-Nothing is trained after the first model, so that all start from the same. The figures are kept in
+Nothing is trained for these after the first model, so that all start from the same. On MovieLens-1M
+alone, single tables are measured and plans trained. The figures are kept in
 `docs/benchmarks/plan.json`, from which the page and its plot are written.
 """
 
@@ -25,32 +27,31 @@ from torch import Tensor
 from benchmarks.study.cells import MOVIELENS, by_name
 from benchmarks.study.plan_page import write
 from benchmarks.study.runs import ROOT, Runs
-from recsys_compress.compress import Policy, StoragePlan, quantize
-from recsys_compress.compress.method import Method, Trained, Values
+from benchmarks.study.takeover import BUDGETS, SETTINGS, alone_of, blind, plans, sizes
+from recsys_compress.compress.method import Trained, Values
 from recsys_compress.compress.policy import full_bytes, make_rule, resolve
-from recsys_compress.compress.size import DataType
 from recsys_compress.config import EmbeddingConfig, Job, budget_bytes, load_job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
+from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.data.split import Split
+from recsys_compress.demo import demo
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
 from recsys_compress.plan.candidates import (
     STORAGE,
     Purpose,
     Wanted,
-    alone,
     candidate,
-    lowered,
     methods_for,
     size_of,
 )
 from recsys_compress.plan.curves import changed
 from recsys_compress.plan.menu import METHODS
-from recsys_compress.plan.planner import Prepared, Request, plan_within, prepare
-from recsys_compress.plan.quality import AucByLoss
+from recsys_compress.plan.planner import Prepared, plan_within, prepare
 from recsys_compress.plan.reference import read_reference
-from recsys_compress.train.build import Built, build, logical_tables
+from recsys_compress.plan.request import Request
+from recsys_compress.train.build import Built, logical_tables
 from recsys_compress.train.build import lowered as lowered_job
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics, RunResult
@@ -60,17 +61,16 @@ from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
 
 FIGURES = "plan.json"
-BUDGETS = {"1/2": "0.5x", "1/5": "0.2x", "1/10": "0.1x", "1/30": "0.0333x", "1/100": "0.01x"}
+SYNTHETIC = "synthetic"
+SETS = (MOVIELENS, "frappe", SYNTHETIC)
 PURPOSES: tuple[Purpose, ...] = ("training", "serving")
-SETTINGS = ("embedding.methods.dynamic_sparse.block=2", "train.threads=1")
 PARTS = ("points", *PURPOSES, "data", "trained", "probes")
 POINTS = 3  # knobs of each table and method that are measured
 SCRATCH = ("low_rank", "quotient_remainder", "unified")  # what a uniform policy is trained with
-TYPES: tuple[DataType, ...] = ("fp32", "int8", "int4")  # of uniform policies that are served
-_FACTOR = 1.07  # between sizes of uniform policies
 
 
-Measure = Callable[[Path, list[Mapping[str, Any]]], Iterator[Mapping[str, Any]]]
+Rows = Sequence[Mapping[str, Any]]
+Measure = Callable[[Path, str, Rows], Iterator[Mapping[str, Any]]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="of data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "plans", help="for trainings")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
@@ -86,29 +87,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     path = options.out / FIGURES
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    found = {(record["what"], record["seed"]): record for record in kept}
-    runs = Runs(data=options.data, work=options.work)
+    found = {(record["data"], record["what"], record["seed"]): record for record in kept}
     torch.set_num_threads(1)
-    parts: dict[str, Measure] = {"points": lambda folder, _: points(folder)}
-    parts |= {purpose: _plans(purpose) for purpose in PURPOSES}
-    parts["data"] = lambda folder, _: blind(folder)
-    parts["probes"] = lambda folder, rows: probed(folder, rows, options.runs)
-    parts["trained"] = lambda folder, rows: trained(folder, rows, options.runs)
-    for seed in [] if options.render else options.seeds:
-        runs.prepare(MOVIELENS, seed)
-        folder = runs.folder(by_name(f"{MOVIELENS}-full"), seed)
-        for what in options.parts:
-            if what == "points" and seed != options.seeds[0]:
-                continue
-            record = found.setdefault((what, seed), {"what": what, "seed": seed, "rows": []})
-            if record["rows"] and what not in ("trained", "probes"):
-                continue
-            for row in parts[what](folder, list(record["rows"])):
-                record["rows"].append(row)
-                lines = [to_json(found[key]) for key in sorted(found)]
-                write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
-                print(f"{what} seed {seed}: {len(record['rows'])}", file=sys.stderr, flush=True)
+    for data in [] if options.render else options.sets:
+        parts = _parts(options.runs)
+        if data != MOVIELENS:
+            parts = {what: parts[what] for what in PURPOSES}
+        for seed in options.seeds:
+            folder = _folder(data, seed, Runs(data=options.data, work=options.work), options.runs)
+            for what in [what for what in options.parts if what in parts]:
+                if what == "points" and seed != options.seeds[0]:
+                    continue
+                new = {"data": data, "what": what, "seed": seed, "rows": []}
+                record = found.setdefault((data, what, seed), new)
+                for row in parts[what](folder, data, list(record["rows"])):
+                    record["rows"].append(row)
+                    lines = [to_json(found[key]) for key in sorted(found)]
+                    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+                    progress = f"{data} {what} seed {seed}: {len(record['rows'])}"
+                    print(progress, file=sys.stderr, flush=True)
     write(list(found.values()), options.out / "plan.md")
+
+
+def _parts(runs: Path) -> dict[str, Measure]:
+    """Returns what yields the rows of each part that are not among those kept."""
+    return {
+        "points": lambda folder, _, kept: points(folder) if not kept else iter(()),
+        "training": lambda folder, data, kept: plans(folder, data, "training", len(kept)),
+        "serving": lambda folder, data, kept: plans(folder, data, "serving", len(kept)),
+        "data": lambda folder, data, kept: blind(folder, data, len(kept)),
+        "trained": lambda folder, _, kept: trained(folder, kept, runs),
+        "probes": lambda folder, _, kept: probed(folder, kept, runs),
+    }
+
+
+def _folder(data: str, seed: int, study: Runs, runs: Path) -> Path:
+    """Returns the folder of the run of full tables, which is trained unless it is kept."""
+    if data == SYNTHETIC:
+        out = runs / f"{SYNTHETIC}-s{seed}"
+        kept = list(out.glob("runs/*/result.json"))
+        return (
+            kept[0].parent
+            if kept
+            else demo(out, source=Synthetic(seed=seed), budgets=()).runs[0].folder
+        )
+    study.prepare(data, seed)
+    return study.folder(by_name(f"{data}-full"), seed)
 
 
 def points(folder: Path) -> Iterator[Mapping[str, Any]]:
@@ -170,65 +194,6 @@ class _replaced:  # noqa: N801
             for a in assignments
         ]
         built.embeddings.write(values, built.table_weights())
-
-
-def _plans(purpose: Purpose) -> Measure:
-    return lambda folder, _: plans(folder, purpose)
-
-
-def plans(folder: Path, purpose: Purpose) -> Iterator[Mapping[str, Any]]:
-    """Yields the figures of plans and of uniform policies at all budgets."""
-    job = load_job(folder / "job.toml", SETTINGS)
-    full: Metrics | None = None
-    common: Prepared | None = None
-    for name, budget in BUDGETS.items():
-        request = Request(
-            purpose=purpose,
-            budget=budget,
-            grade="reference",
-            reference=folder,
-            methods=METHODS,
-        )
-        common = common or prepare(job, request)
-        full = full or _adopted(job, folder, alone_of(job, "full"))
-        rows: list[dict[str, Any]] = []
-        try:
-            plan = plan_within(common, request)
-        except UserError as error:
-            yield {"budget": name, "error": str(error)}
-            continue
-        figures = _adopted(job, folder, plan.policy)
-        quality, within = cast("AucByLoss", plan.quality), cast("int", plan.budget)
-        rows.append(
-            {
-                "policy": "plan",
-                "bytes": plan.sizes.of(purpose),
-                "predicted": plan.loss,
-                "predicted_auc": quality.auc(plan.loss),
-                "tables": [d.candidate.label for d in plan.dishes.values()],
-                **figures,
-            }
-        )
-        for policy, label, size in _uniform(common, within, purpose):
-            rows.append({"policy": label, "bytes": size, **_adopted(job, folder, policy)})
-        yield {"budget": name, "budget_bytes": within, "full": full, "rows": rows}
-
-
-def blind(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """Yields the figures of plans from the data alone, whose tables take the trained ones over."""
-    job = load_job(folder / "job.toml", SETTINGS)
-    common: Prepared | None = None
-    for name, budget in BUDGETS.items():
-        request = Request(budget=budget, grade="data", methods=METHODS)
-        common = common or prepare(job, request)
-        try:
-            plan = plan_within(common, request)
-        except UserError as error:
-            yield {"budget": name, "error": str(error)}
-            continue
-        tables = [dish.candidate.label for dish in plan.dishes.values()]
-        figures = _adopted(job, folder, plan.policy)
-        yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **figures}
 
 
 def trained(
@@ -293,7 +258,7 @@ def _fitted(job: Job, method: str, budget: str) -> EmbeddingConfig | None:
     full = size_of(lowered_job(job, schema, alone_of(job, "full")), job.train.optimizer)
     most = budget_bytes(budget, full.training)
     tables = logical_tables(schema, job.embedding.dim)
-    for size in _sizes(full_bytes(tables)):
+    for size in sizes(full_bytes(tables)):
         embedding = dataclasses.replace(job.embedding, method=method, budget=size)
         try:
             policy = resolve(embedding, tables)
@@ -312,63 +277,6 @@ def _figures_of(result: RunResult) -> dict[str, float]:
         "valid.auc": round(result.valid["auc"], 6),
         "test.auc": round(result.test["auc"], 6),
     }
-
-
-def alone_of(job: Job, name: str) -> Policy:
-    """Returns the policy of one method for all tables."""
-    rule = make_rule(name, dataclasses.replace(job.embedding, budget=None))
-    return alone(rule.method, rule.options)
-
-
-def _uniform(common: Prepared, budget: int, purpose: Purpose) -> Iterator[tuple[Policy, str, int]]:
-    """Yields for each method and storage type the largest uniform policy within a budget."""
-    job, tables = common.job, common.tables
-    embedding = dataclasses.replace(job.embedding, budget=None)
-    for name in METHODS:
-        rule = make_rule(name, embedding)
-        for storage in TYPES if purpose == "serving" else TYPES[:1]:
-            options = dataclasses.replace(rule.options, storage=storage)
-            method: Method = rule.method.in_one_stage(adopting=True)
-            for size in _sizes(full_bytes(tables)):
-                policy = Policy(
-                    default=dataclasses.replace(rule, method=method, options=options),
-                    min_rows=embedding.min_rows,
-                )
-                try:
-                    policy = policy if name == "full" else policy.fit(tables, size)
-                    taken = size_of(lowered(tables, policy), job.train.optimizer).of(purpose)
-                except UserError:
-                    continue
-                if taken <= budget:
-                    yield policy, f"{name} {storage}", taken
-                    break
-
-
-def _sizes(most: int) -> Iterator[int]:
-    size = float(most)
-    while size > most / 300:
-        yield int(size)
-        size /= _FACTOR
-
-
-def _adopted(job: Job, folder: Path, policy: Policy) -> dict[str, float]:
-    """Returns figures of a model whose tables took a run's over, as they are served."""
-    with process_group():
-        before, dataset = load_run(folder, SETTINGS)
-        tables = before.embeddings.embedding_bag_configs()
-        start = hand_over(before, dataset, tables, policy)
-        built = build(job, dataset.schema, start.policy)
-        start.write(built)
-        served = StoragePlan.planned(built.embeddings)
-        stored = quantize(built.embeddings, served, built.table_weights())
-        model = built.model.module
-        model.embeddings = stored
-        found = {}
-        for split in ("valid", "test"):
-            reader = Reader(dataset, split, batch_size=job.train.eval_batch_size)
-            metrics = evaluate(model, reader, built.device).compute()
-            found |= {f"{split}.{name}": metrics[name] for name in ("auc", "logloss")}
-    return {name: round(value, 6) for name, value in found.items()}
 
 
 def _figures(built: Built, split: Split) -> Metrics:

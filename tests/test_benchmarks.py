@@ -14,8 +14,8 @@ import torch
 from benchmarks import plan, quality, report, run, scale
 from benchmarks.case import Case, Shape
 from benchmarks.report import Results
-from benchmarks.study import claims, page
-from benchmarks.study.cells import CELLS, TRIALS, Cell, by_name
+from benchmarks.study import claims, page, takeover
+from benchmarks.study.cells import CELLS, MOVIELENS, TRIALS, Cell, by_name
 from benchmarks.study.claims import CLAIMS, Claim, StorageClaim
 from benchmarks.study.plan_page import spearman, write
 from benchmarks.study.plot import points
@@ -258,18 +258,23 @@ def test_the_page_is_written_without_running(tmp_path: Path) -> None:
 def test_the_study_of_plans_runs_on_any_model(
     synthetic_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "METHODS", ("full", "hash"))
+    for module in (plan, takeover):
+        monkeypatch.setattr(module, "METHODS", ("full", "hash"))
+        monkeypatch.setattr(module, "BUDGETS", {"1/4": "0.25x"})
     monkeypatch.setattr(plan, "SCRATCH", ("hash",))
-    monkeypatch.setattr(plan, "BUDGETS", {"1/4": "0.25x"})
     job = make_job(synthetic_dataset, tmp_path / "runs", "adagrad", epochs=1, threads=1)
     embedding = dataclasses.replace(job.embedding, optimizer="adam", learning_rate=0.01)
     folder = train(dataclasses.replace(job, embedding=embedding)).folder
+    parts = {
+        "points": plan.points(folder),
+        "training": takeover.plans(folder, MOVIELENS, "training", 0),
+        "serving": takeover.plans(folder, MOVIELENS, "serving", 0),
+        "data": takeover.blind(folder, MOVIELENS, 0),
+        "trained": plan.trained(folder, [], tmp_path / "new"),
+    }
     found = [
-        {"what": "points", "seed": 0, "rows": list(plan.points(folder))},
-        {"what": "training", "seed": 0, "rows": list(plan.plans(folder, "training"))},
-        {"what": "serving", "seed": 0, "rows": list(plan.plans(folder, "serving"))},
-        {"what": "data", "seed": 0, "rows": list(plan.blind(folder))},
-        {"what": "trained", "seed": 0, "rows": list(plan.trained(folder, [], tmp_path / "new"))},
+        {"data": MOVIELENS, "what": what, "seed": 0, "rows": list(rows)}
+        for what, rows in parts.items()
     ]
     measured = found[0]["rows"]
     assert {point["method"] for point in measured} == {"full", "hash"}

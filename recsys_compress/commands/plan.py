@@ -31,6 +31,12 @@ def plan(
         str | None, typer.Option(help="Methods that free tables may have, by comma.")
     ] = None,
     probe_epochs: Annotated[int, typer.Option(help="Passes over the data for each probe.")] = 1,
+    world_size: Annotated[
+        int | None, typer.Option(help="Processes that the tables are to fit, by their memory.")
+    ] = None,
+    hbm: Annotated[
+        str | None, typer.Option(help="Memory of each process's GPU, like 80GiB.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job."),
@@ -48,8 +54,9 @@ def plan(
     Example: recsys-compress plan job.toml --budget 0.1x --reference runs/dcnv2-full-1x-s0-1a2b3c4d
     """
     from recsys_compress.config import load_job
-    from recsys_compress.plan.planner import Request, make_plan
+    from recsys_compress.plan.planner import make_plan
     from recsys_compress.plan.report import plain, render, write_page
+    from recsys_compress.plan.request import Request
 
     settings = load_job(job, overrides or ())
     given = {} if methods is None else {"methods": tuple(m.strip() for m in methods.split(","))}
@@ -62,6 +69,8 @@ def plan(
             grade=grade or ("data" if reference is None else "reference"),
             reference=reference,
             probe_epochs=probe_epochs,
+            world_size=world_size,
+            hbm=hbm,
             **given,
         ),
     )

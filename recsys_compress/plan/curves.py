@@ -13,6 +13,7 @@ from recsys_compress.compress import StoragePlan, quantize
 from recsys_compress.compress.method import Method, Trained, Values, method_name
 from recsys_compress.compress.reads import all_vectors
 from recsys_compress.compress.size import DATA_TYPE_BITS, DataType, is_integer
+from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Candidate, alone, lowered
 from recsys_compress.plan.curvature import Curvature
 from recsys_compress.plan.labels import LabelCounts
@@ -148,10 +149,15 @@ class ReferenceEvidence:
         candidates: Sequence[Candidate],
         values: Values | None,
     ) -> list[Estimate]:
-        """Returns the estimates; see `Evidence.estimates`."""
+        """Returns the estimates; see `Evidence.estimates`.
+
+        Raises:
+            UserError: vectors would be of another width, which the trained model cannot take.
+        """
         given = Values() if values is None else values
         rises: list[tuple[float, float]] = []
         for vectors in changed(tables, [*_unstored(candidates), *candidates], given):
+            _check_widths(tables, vectors)
             each = [
                 self._curvatures[name].rise(new.double() - self._vectors(name).double())
                 for name, new in vectors.items()
@@ -206,6 +212,17 @@ class Scales:
         scaled = factor * estimate.method
         error = ((factor * estimate.error) ** 2 + (scaled * self.spread.get(name, 0.0)) ** 2) ** 0.5
         return Estimate(method=scaled, storage=estimate.storage, error=error)
+
+
+def _check_widths(tables: Sequence[EmbeddingBagConfig], vectors: Mapping[str, Tensor]) -> None:
+    for table in tables:
+        width = vectors[table.name].shape[1]
+        if width != table.embedding_dim:
+            raise UserError(
+                f"table {table.name!r}: has vectors of width {width} and the reference run "
+                f"{table.embedding_dim}; set the method's knobs for that width, or plan by "
+                "--grade data"
+            )
 
 
 def _unstored(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.method import method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
@@ -18,64 +18,20 @@ from recsys_compress.config import Job, budget_bytes
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_of
-from recsys_compress.plan.curves import DataEvidence, Evidence, Grade, Scales
+from recsys_compress.plan.curves import DataEvidence, Evidence, Scales
 from recsys_compress.plan.labels import label_counts
-from recsys_compress.plan.menu import METHODS, Dish, Item, Menu, chosen, make_menu
+from recsys_compress.plan.menu import Dish, Item, Menu, chosen, make_menu
 from recsys_compress.plan.probes import probe
 from recsys_compress.plan.quality import AucByLoss
+from recsys_compress.plan.ranks import Cluster, FullestRank, largest_that_fits
 from recsys_compress.plan.reference import read_reference, short_run
+from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
 from recsys_compress.train.build import logical_tables, lowered
 from recsys_compress.train.shard import process_group
 
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked of a plan.
-
-    Attributes:
-        purpose: which bytes the budget is for.
-        budget: bytes as in a job; a share is of the full tables' bytes of the same kind.
-        max_auc_loss: the AUC that the smallest plan may lose, in the place of a budget.
-        grade: of the evidence.
-        reference: folder of a finished run of full tables, for the grades but "data"; None to
-            train a short one.
-        methods: that tables may have which no rule of the job names.
-        probe_epochs: passes over the training split for each probe of the grade "probes", and for
-            the short reference run.
-    """
-
-    purpose: Purpose = "training"
-    budget: str | int | None = None
-    max_auc_loss: float | None = None
-    grade: Grade = "data"
-    reference: Path | None = None
-    methods: tuple[str, ...] = METHODS
-    probe_epochs: int = 1
-
-    @property
-    def adopting(self) -> bool:
-        """Whether the plan is to be trained from the reference run's tables on.
-
-        It is what the grade "reference" predicts; probes are trained from scratch.
-        """
-        return self.grade == "reference"
-
-    def __post_init__(self) -> None:
-        if (self.budget is None) == (self.max_auc_loss is None):
-            raise UserError("plan: give either --budget or --max-auc-loss")
-        if self.max_auc_loss is not None and self.max_auc_loss <= 0:
-            raise UserError(f"--max-auc-loss {self.max_auc_loss}: must be positive, like 0.001")
-        if self.max_auc_loss is not None and self.grade == "data":
-            raise UserError(
-                "--max-auc-loss: grade 'data' knows no AUC; use --grade reference, or name a "
-                "finished run with --reference"
-            )
-        if not self.methods:
-            raise UserError("--methods: names none; name some")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +46,7 @@ class Plan:
         worths: by table, the loss if all its ids had one vector.
         sizes: exact bytes of the whole plan.
         full: exact bytes of full tables in fp32.
+        fullest: the process that holds most; None where their number was not given.
         choice: the solver's.
         budget: bytes that it was solved for; None where AUC was asked for.
         more: bytes a little beyond the budget, and the predicted rise of the logloss there.
@@ -105,6 +62,7 @@ class Plan:
     worths: Mapping[str, float]
     sizes: Sizes
     full: Sizes
+    fullest: FullestRank | None
     choice: Choice
     budget: int | None
     more: tuple[int, float]
@@ -221,9 +179,9 @@ def plan_within(common: Prepared, request: Request) -> Plan:
     job, menu = common.job, common.menu
     budget, items, choice = _solved(menu, request, common.full, common.quality)
     dishes = chosen(items, choice)
-    policy = joined([dish.candidate for dish in dishes.values()])
-    sizes = size_of(lowered(job, common.dataset.schema, policy), job.train.optimizer)
+    policy, sizes, collection = _built(common, dishes)
     _check(sizes, [dish.candidate.sizes for dish in dishes.values()], request.purpose, budget)
+    fullest = _fullest(common, request, collection, sizes)
     path = frontier([item.options(menu.purpose) for item in items])
     points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
     limit = int(_MORE * (budget or choice.cost))
@@ -236,6 +194,7 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         worths=common.worths,
         sizes=sizes,
         full=common.full,
+        fullest=fullest,
         choice=choice,
         budget=budget,
         more=(limit, choice.loss if more is None else more[1].loss),
@@ -252,6 +211,48 @@ def plan_within(common: Prepared, request: Request) -> Plan:
     return dataclasses.replace(plan, file=file)
 
 
+def _built(
+    common: Prepared, dishes: Mapping[tuple[str, ...], Dish]
+) -> tuple[Policy, Sizes, CompressedEmbeddingBagCollection]:
+    """Returns the policy of a choice, with its tables on the meta device and their bytes."""
+    policy = joined([dish.candidate for dish in dishes.values()])
+    collection = lowered(common.job, common.dataset.schema, policy)
+    return policy, size_of(collection, common.job.train.optimizer), collection
+
+
+def _fullest(
+    common: Prepared, request: Request, collection: CompressedEmbeddingBagCollection, sizes: Sizes
+) -> FullestRank | None:
+    """Returns the process that holds most of a plan; None where their number was not given.
+
+    Raises:
+        UserError: the plan cannot be divided so, or does not fit; with a budget that would.
+    """
+    if request.world_size is None:
+        return None
+    cluster = Cluster.of(common.job, request.world_size, request.hbm)
+    menu = common.menu
+
+    def fits(budget: int) -> bool:
+        found = menu.best(lambda options: solve(options, budget), lambda choice: choice.loss)
+        if found is None:
+            return False
+        _, own, smaller = _built(common, chosen(*found))
+        try:
+            cluster.fullest(smaller, own)
+        except UserError:
+            return False
+        return True
+
+    try:
+        return cluster.fullest(collection, sizes)
+    except UserError as error:
+        least = int(min(_extremes(menu, lambda options: float(options.costs.min()))))
+        budget = largest_that_fits(fits, least, sizes.of(request.purpose))
+        mend = "no smaller plan fits either" if budget is None else f"--budget {budget} fits"
+        raise UserError(f"{error}; {mend}") from error
+
+
 def summary(plan: Plan) -> dict[str, Any]:
     """Returns what was asked for and what was found, as plain data."""
     request, quality = plan.request, plan.quality
@@ -264,6 +265,9 @@ def summary(plan: Plan) -> dict[str, Any]:
         "bytes": {**_bytes(plan.sizes), "full": _bytes(plan.full)},
         "loss_rise": plan.loss,
         "loss_rise_error": plan.error,
+        "fullest_rank": None
+        if plan.fullest is None
+        else {**dataclasses.asdict(plan.fullest), "training": plan.fullest.training},
         "gap": plan.choice.gap,
         "auc_before": None if quality is None else quality.auc(0.0),
         "auc_after": None if quality is None else quality.auc(plan.loss),

@@ -108,10 +108,20 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         ("10 % more bytes would save", f"{saved:.2g}, at {plan.more[0]:,} bytes"),
         ("evidence", f"grade {plan.request.grade}"),
     ]
+    if plan.fullest is not None:
+        own = plan.fullest
+        facts.insert(
+            1,
+            (
+                f"fullest of {own.world_size} processes",
+                f"training {own.training:,} of {own.memory:,} (tables {own.parameters:,}, "
+                f"optimizer {own.optimizer:,})",
+            ),
+        )
     if quality is not None:
         before, after = quality.auc(0.0), quality.auc(plan.loss)
         shown = f"{after:.4f}, the reference has {before:.4f} on validation"
-        facts.insert(2, ("predicted AUC", shown))
+        facts.insert(-3, ("predicted AUC", shown))
     return facts
 
 

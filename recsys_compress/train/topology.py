@@ -161,8 +161,7 @@ def plan_for(
     if embeddings.fused is None:
         return EmbeddingModuleShardingPlan()
     tables = [table for table in embeddings.merged_tables() if table.options.fused]
-    local_size = config.ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    local_size = min(local_size, world_size)
+    local_size = _local_size(config, world_size)
     if world_size > 1 and config.kind == "auto":
         return _planned(embeddings, tables, device, config, world_size, local_size, batch_size)
     makers: dict[str, ParameterShardingGenerator] = {}
@@ -241,6 +240,19 @@ def topology(
         intra_host_bw=_size(config.intra_host_bandwidth) / 1000,
         inter_host_bw=_size(config.inter_host_bandwidth) / 1000,
     )
+
+
+def rank_memory(config: ShardingConfig, device: torch.device, world_size: int) -> int:
+    """Returns the bytes that a process has for its tables: of its GPU, or its part of the host."""
+    storage = (
+        topology(config, device, world_size, _local_size(config, world_size)).devices[0].storage
+    )
+    return int(storage.hbm if device.type == "cuda" else storage.ddr)
+
+
+def _local_size(config: ShardingConfig, world_size: int) -> int:
+    local_size = config.ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return min(local_size, world_size)
 
 
 def _rank(shard: ShardMetadata) -> int:

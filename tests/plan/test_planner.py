@@ -15,8 +15,9 @@ from recsys_compress.data.prepare import prepare as prepare_data
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import joined
-from recsys_compress.plan.planner import Plan, Request, make_plan, prepare
+from recsys_compress.plan.planner import Plan, make_plan, prepare
 from recsys_compress.plan.report import plain, write_page
+from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
 from recsys_compress.train.build import build, logical_tables
 from recsys_compress.train.post import load_run
@@ -183,6 +184,20 @@ def test_a_page_needs_nothing_else(plan: Plan, tmp_path: Path) -> None:
     found = plain(plan)
     assert found["curve"]
     assert found["bytes"]["training"] == plan.sizes.training
+
+
+def test_vectors_of_another_width_cannot_take_a_run_over(job: Job, reference: Path) -> None:
+    narrow = {"methods": {"unified": {"num_probes": 2, "probe_dim": 2}}}
+    embedding = dataclasses.replace(job.embedding, **narrow)
+    changed = dataclasses.replace(job, embedding=embedding)
+    plan = make_plan(changed, request_of(reference, budget="1x", methods=("full", "unified")))
+    assert {row["method"] for row in plan.file.tables} == {"full"}
+    rule = RuleConfig(table="field_2", method="unified")
+    with pytest.raises(UserError, match="'field_2': none of the methods"):
+        make_plan(
+            dataclasses.replace(job, embedding=dataclasses.replace(embedding, rules=(rule,))),
+            request_of(reference, budget="0.3x"),
+        )
 
 
 @pytest.mark.parametrize(

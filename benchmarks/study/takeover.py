@@ -1,0 +1,172 @@
+"""Plans and uniform policies that take one trained model's tables over, with nothing trained again.
+
+Validation picks the best uniform policy; the test split is read for that one and the plan alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from recsys_compress.compress import Policy, StoragePlan, quantize
+from recsys_compress.compress.method import Method
+from recsys_compress.compress.policy import full_bytes, make_rule
+from recsys_compress.compress.size import DataType
+from recsys_compress.config import Job, load_job
+from recsys_compress.data.batch import Batch
+from recsys_compress.data.reader import Reader
+from recsys_compress.data.split import Split
+from recsys_compress.errors import UserError
+from recsys_compress.plan.candidates import Purpose, alone, lowered, size_of
+from recsys_compress.plan.menu import METHODS
+from recsys_compress.plan.planner import Plan, Prepared, plan_within, prepare
+from recsys_compress.plan.quality import AucByLoss
+from recsys_compress.plan.request import Request
+from recsys_compress.train.build import build
+from recsys_compress.train.evaluate import evaluate
+from recsys_compress.train.handover import hand_over
+from recsys_compress.train.post import load_run
+from recsys_compress.train.shard import process_group
+
+BUDGETS = {"1/2": "0.5x", "1/5": "0.2x", "1/10": "0.1x", "1/30": "0.0333x", "1/100": "0.01x"}
+SETTINGS = ("embedding.methods.dynamic_sparse.block=2", "train.threads=1")
+# Vectors as wide as the model was trained with, which narrower ones cannot replace.
+OWN_SETTINGS = {"frappe": ("embedding.methods.unified.probe_dim=40",)}
+TYPES: tuple[DataType, ...] = ("fp32", "int8", "int4")  # of uniform policies that are served
+_FACTOR = 1.07  # between sizes of uniform policies
+
+
+class Model:
+    """A run's model, whose tables others take over; make and use it inside a process group."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self._job = job
+        self._before, self._dataset = load_run(folder, SETTINGS)
+        self._batches = functools.cache(self._read)
+
+    def figures(
+        self, policy: Policy, splits: Sequence[Split] = ("valid", "test")
+    ) -> dict[str, float]:
+        """Returns figures of the model with its tables under a policy, as they are served."""
+        tables = self._before.embeddings.embedding_bag_configs()
+        start = hand_over(self._before, self._dataset, tables, policy)
+        built = build(self._job, self._dataset.schema, start.policy)
+        start.write(built)
+        served = StoragePlan.planned(built.embeddings)
+        model = built.model.module
+        model.embeddings = quantize(built.embeddings, served, built.table_weights())
+        found = {}
+        for split in splits:
+            metrics = evaluate(model, self._batches(split), built.device).compute()
+            found |= {f"{split}.{name}": metrics[name] for name in ("auc", "logloss")}
+        return {name: round(value, 6) for name, value in found.items()}
+
+    def _read(self, split: Split) -> list[Batch]:
+        return list(Reader(self._dataset, split, batch_size=self._job.train.eval_batch_size))
+
+
+def job_of(folder: Path, data: str) -> Job:
+    """Returns a run's job as it is planned here."""
+    return load_job(folder / "job.toml", (*SETTINGS, *OWN_SETTINGS.get(data, ())))
+
+
+def plans(folder: Path, data: str, purpose: Purpose, done: int) -> Iterator[Mapping[str, Any]]:
+    """Yields the figures of plans and of uniform policies at all budgets but the first `done`."""
+    job = job_of(folder, data)
+    request = Request(
+        purpose=purpose, budget="1x", grade="reference", reference=folder, methods=METHODS
+    )
+    with process_group():
+        model, common = Model(job, folder), prepare(job, request)
+        full = model.figures(alone_of(job, "full"))
+        for name, plan in _planned(common, request, done):
+            if isinstance(plan, UserError):
+                yield {"budget": name, "error": str(plan)}
+                continue
+            quality, within = cast("AucByLoss", plan.quality), cast("int", plan.budget)
+            mine = {
+                "policy": "plan",
+                "bytes": plan.sizes.of(purpose),
+                "predicted": plan.loss,
+                "predicted_auc": quality.auc(plan.loss),
+                "tables": [dish.candidate.label for dish in plan.dishes.values()],
+                **model.figures(plan.policy),
+            }
+            others = [
+                (policy, {"policy": label, "bytes": size, **model.figures(policy, ("valid",))})
+                for policy, label, size in _uniform(common, within, purpose)
+            ]
+            if others:
+                policy, best = max(others, key=lambda pair: float(pair[1]["valid.auc"]))
+                best |= model.figures(policy, ("test",))
+            rows = [mine, *(row for _, row in others)]
+            yield {"budget": name, "budget_bytes": within, "full": full, "rows": rows}
+
+
+def blind(folder: Path, data: str, done: int) -> Iterator[Mapping[str, Any]]:
+    """Yields the figures of plans from the data alone, at all budgets but the first `done`."""
+    job = job_of(folder, data)
+    request = Request(budget="1x", grade="data", methods=METHODS)
+    with process_group():
+        model, common = Model(job, folder), prepare(job, request)
+        for name, plan in _planned(common, request, done):
+            if isinstance(plan, UserError):
+                yield {"budget": name, "error": str(plan)}
+                continue
+            tables = [dish.candidate.label for dish in plan.dishes.values()]
+            figures = model.figures(plan.policy)
+            yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **figures}
+
+
+def _planned(
+    common: Prepared, request: Request, done: int
+) -> Iterator[tuple[str, Plan | UserError]]:
+    """Yields each budget with its plan, or why there is none."""
+    for name, budget in list(BUDGETS.items())[done:]:
+        found: Plan | UserError
+        try:
+            found = plan_within(common, dataclasses.replace(request, budget=budget))
+        except UserError as error:
+            found = error
+        yield name, found
+
+
+def alone_of(job: Job, name: str) -> Policy:
+    """Returns the policy of one method for all tables."""
+    rule = make_rule(name, dataclasses.replace(job.embedding, budget=None))
+    return alone(rule.method, rule.options)
+
+
+def sizes(most: int) -> Iterator[int]:
+    """Yields the sizes that uniform policies are tried at, falling."""
+    size = float(most)
+    while size > most / 300:
+        yield int(size)
+        size /= _FACTOR
+
+
+def _uniform(common: Prepared, budget: int, purpose: Purpose) -> Iterator[tuple[Policy, str, int]]:
+    """Yields for each method and storage type the largest uniform policy within a budget."""
+    job, tables = common.job, common.tables
+    embedding = dataclasses.replace(job.embedding, budget=None)
+    for name in METHODS:
+        rule = make_rule(name, embedding)
+        for storage in TYPES if purpose == "serving" else TYPES[:1]:
+            options = dataclasses.replace(rule.options, storage=storage)
+            method: Method = rule.method.in_one_stage(adopting=True)
+            for size in sizes(full_bytes(tables)):
+                policy = Policy(
+                    default=dataclasses.replace(rule, method=method, options=options),
+                    min_rows=embedding.min_rows,
+                )
+                try:
+                    policy = policy if name == "full" else policy.fit(tables, size)
+                    taken = size_of(lowered(tables, policy), job.train.optimizer).of(purpose)
+                except UserError:
+                    continue
+                if taken <= budget:
+                    yield policy, f"{name} {storage}", taken
+                    break
+                if name == "full":
+                    break

@@ -1,0 +1,61 @@
+"""What is asked of a plan."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys_compress.errors import UserError
+from recsys_compress.plan.candidates import Purpose
+from recsys_compress.plan.curves import Grade
+from recsys_compress.plan.menu import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked of a plan.
+
+    Attributes:
+        purpose: which bytes the budget is for.
+        budget: bytes as in a job; a share is of the full tables' bytes of the same kind.
+        max_auc_loss: the AUC that the smallest plan may lose, in the place of a budget.
+        grade: of the evidence.
+        reference: folder of a finished run of full tables, for the grades but "data"; None to
+            train a short one.
+        methods: that tables may have which no rule of the job names.
+        probe_epochs: passes over the training split for each probe of the grade "probes", and for
+            the short reference run.
+        world_size: processes that the fused tables are divided among; None to plan for bytes alone.
+        hbm: memory of each process's GPU; None for what the job says.
+    """
+
+    purpose: Purpose = "training"
+    budget: str | int | None = None
+    max_auc_loss: float | None = None
+    grade: Grade = "data"
+    reference: Path | None = None
+    methods: tuple[str, ...] = METHODS
+    probe_epochs: int = 1
+    world_size: int | None = None
+    hbm: str | None = None
+
+    @property
+    def adopting(self) -> bool:
+        """Whether the plan is to be trained from the reference run's tables on.
+
+        It is what the grade "reference" predicts; probes are trained from scratch.
+        """
+        return self.grade == "reference"
+
+    def __post_init__(self) -> None:
+        if (self.budget is None) == (self.max_auc_loss is None):
+            raise UserError("plan: give either --budget or --max-auc-loss")
+        if self.max_auc_loss is not None and self.max_auc_loss <= 0:
+            raise UserError(f"--max-auc-loss {self.max_auc_loss}: must be positive, like 0.001")
+        if self.max_auc_loss is not None and self.grade == "data":
+            raise UserError(
+                "--max-auc-loss: grade 'data' knows no AUC; use --grade reference, or name a "
+                "finished run with --reference"
+            )
+        if not self.methods:
+            raise UserError("--methods: names none; name some")
+        if self.hbm is not None and self.world_size is None:
+            raise UserError("--hbm: is memory of each process; give their number, --world-size")
