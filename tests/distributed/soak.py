@@ -19,7 +19,6 @@ from tests.distributed.processes import finish, start
 from tests.train.jobs import make_job
 
 _LOST = 60.0  # seconds after which all others must have said that one is gone
-_TRAINING = 6.0  # seconds in which a run is killed after it has begun to write checkpoints
 
 
 class Soak:
@@ -46,16 +45,17 @@ class Soak:
         Raises:
             AssertionError: a survivor hung or said nothing, or the end is another one.
         """
-        whole, kills, writing = self._end("whole"), 0, 0
+        processes = self._begin("whole")
+        begun = time.monotonic()
+        self._check_end(processes)
+        seconds = time.monotonic() - begun  # of training, which the moments are drawn from
+        whole, kills, writing = self._run("whole"), 0, 0
         name = "killed-0"
         while kills < times:
-            processes = self._start(name)
-            known = self._checkpoints(name)
-            while self._checkpoints(name) == known and any(p.poll() is None for p in processes):
-                time.sleep(0.01)
-            time.sleep(self._random.uniform(0, _TRAINING))
+            processes = self._begin(name)
+            time.sleep(self._random.uniform(0, seconds / 2))
             if all(p.poll() is not None for p in processes):  # it has ended: begin anew
-                assert {done.status for done in finish(processes)} == {0}
+                self._check_end(processes)
                 self._compare(self._run(name), whole)
                 name = f"killed-{kills}"
                 continue
@@ -66,7 +66,8 @@ class Soak:
             kills += 1
             self._check_survivors(processes, victims)
             print(f"kill {kills}: {len(victims)} of {self._size} processes", file=sys.stderr)
-        self._compare(self._end(name), whole)
+        self._check_end(self._start(name))
+        self._compare(self._run(name), whole)
         return writing
 
     def _check_survivors(
@@ -93,11 +94,16 @@ class Soak:
         words = [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
         return start([*command, str(self._job), *words], self._size)
 
-    def _end(self, name: str) -> Path:
-        """Lets a run end."""
-        for done in finish(self._start(name)):
+    def _begin(self, name: str) -> list["subprocess.Popen[str]"]:
+        """Starts a run or goes on with it, and waits until it has written a checkpoint."""
+        processes, known = self._start(name), self._checkpoints(name)
+        while self._checkpoints(name) == known and any(p.poll() is None for p in processes):
+            time.sleep(0.01)
+        return processes
+
+    def _check_end(self, processes: list["subprocess.Popen[str]"]) -> None:
+        for done in finish(processes):
             assert done.status == 0, done.err[-2000:]
-        return self._run(name)
 
     def _run(self, name: str) -> Path:
         """Returns the folder of the run that has got farthest."""
