@@ -190,7 +190,7 @@ def test_vectors_of_another_width_cannot_take_a_run_over(job: Job, reference: Pa
     narrow = {"methods": {"unified": {"num_probes": 2, "probe_dim": 2}}}
     embedding = dataclasses.replace(job.embedding, **narrow)
     changed = dataclasses.replace(job, embedding=embedding)
-    plan = make_plan(changed, request_of(reference, budget="1x", methods=("full", "unified")))
+    plan = make_plan(changed, request_of(reference, budget="1.1x", methods=("full", "unified")))
     assert {row["method"] for row in plan.file.tables} == {"full"}
     rule = RuleConfig(table="field_2", method="unified")
     with pytest.raises(UserError, match="'field_2': none of the methods"):
