@@ -18,6 +18,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from recsys_compress.errors import UserError, nearest
+from recsys_compress.files import read_toml
 
 T = TypeVar("T")
 
@@ -294,7 +295,8 @@ class ShardingConfig:
 
     Attributes:
         kind: how each table is divided. "auto" leaves that and the placement to TorchRec's planner.
-        ranks_per_host: processes of a host; None for what the launcher says.
+        ranks_per_host: processes of a host; None for what the launcher says; in a plan, without one,
+            all of them on CPU and 8 on GPUs.
         device_memory: of each GPU, for tables and buffers ("80GiB").
         host_memory: of each host ("256GiB"); None for what this one has.
         intra_host_bandwidth: between two processes of a host, bytes per second.
@@ -336,12 +338,7 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
     Raises:
         UserError: the file cannot be read or parsed, or a key or value is not valid.
     """
-    try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a job file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid TOML: {error}") from error
+    raw = read_toml(path, "name a job file")
     variants = raw.pop("variants", {})
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
         raise UserError(f"{path}: variants must be sections like [variants.unified.train]")

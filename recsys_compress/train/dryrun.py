@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.policy import resolve
 from recsys_compress.compress.size import CombineSize
-from recsys_compress.config import Job, parse_bytes
+from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.hashing import uniform
 from recsys_compress.errors import UserError
@@ -28,7 +28,7 @@ from recsys_compress.models import build_model
 from recsys_compress.train.build import EMBEDDINGS, logical_tables, lowered
 from recsys_compress.train.meter import Penalty
 from recsys_compress.train.shard import quiet
-from recsys_compress.train.topology import TableShard, plan_for, table_shards
+from recsys_compress.train.topology import TableShard, plan_for, rank_memory, table_shards
 from recsys_compress.train.traffic import GRADIENTS, Exchange, Traffic
 
 _SAMPLE = 1 << 15  # examples drawn
@@ -47,7 +47,7 @@ class RankBytes:
             out. Not what comes and goes within the forward or the backward pass.
         exchanges: by "ids" (what is looked up, with lengths and their announcement), "vectors
             forward" and "vectors backward" (pooled, and their gradients) and "gradients" (of what
-            is replicated; loss and a flag go with them). Not what a method's hook tells other
+            is replicated; loss and two flags go with them). Not what a method's hook tells other
             processes every so many steps, nor evaluation and checkpoints.
     """
 
@@ -133,14 +133,16 @@ def dry_run(job: Job, world_size: int) -> DryRun:
     embeddings = lowered(job, dataset.schema, policy, torch.device("cpu"))
     model = build_model(job.model, embeddings, len(dataset.schema.dense))
     batch_size = -(-job.train.batch_size // world_size)
-    memory = _memory(job, world_size)
-    if memory is not None:
+    device = torch.device(job.train.device)
+    memory = None
+    if device.type == "cuda" or job.sharding.host_memory is not None:
+        memory = rank_memory(job.sharding, device, world_size)
         _check_sum(embeddings, memory, world_size)
     plan: Mapping[str, Any] = {}
     if embeddings.fused is not None:
         plan = plan_for(
             embeddings,
-            torch.device(job.train.device),
+            device,
             job.sharding,
             world_size=world_size,
             batch_size=batch_size,
@@ -331,18 +333,6 @@ def _saved_by_model(
         loss = binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
         penalty.added_to(loss, rows)
     return saved.total
-
-
-def _memory(job: Job, world_size: int) -> int | None:
-    """Returns the bytes that one process has, if the job says so."""
-    config = job.sharding
-    given = config.device_memory if job.train.device == "cuda" else config.host_memory
-    if given is None:
-        return None
-    size = parse_bytes(given) if isinstance(given, str) else given
-    if job.train.device == "cuda":
-        return size
-    return size // min(config.ranks_per_host or world_size, world_size)
 
 
 def _check_sum(embeddings: CompressedEmbeddingBagCollection, memory: int, world_size: int) -> None:

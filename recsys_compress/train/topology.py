@@ -37,6 +37,8 @@ from recsys_compress.config import ShardingConfig, parse_bytes
 from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
 
+GPUS_PER_HOST = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableShard:
@@ -161,7 +163,7 @@ def plan_for(
     if embeddings.fused is None:
         return EmbeddingModuleShardingPlan()
     tables = [table for table in embeddings.merged_tables() if table.options.fused]
-    local_size = _local_size(config, world_size)
+    local_size = _local_size(config, device, world_size)
     if world_size > 1 and config.kind == "auto":
         return _planned(embeddings, tables, device, config, world_size, local_size, batch_size)
     makers: dict[str, ParameterShardingGenerator] = {}
@@ -245,13 +247,19 @@ def topology(
 def rank_memory(config: ShardingConfig, device: torch.device, world_size: int) -> int:
     """Returns the bytes that a process has for its tables: of its GPU, or its part of the host."""
     storage = (
-        topology(config, device, world_size, _local_size(config, world_size)).devices[0].storage
+        topology(config, device, world_size, _local_size(config, device, world_size))
+        .devices[0]
+        .storage
     )
     return int(storage.hbm if device.type == "cuda" else storage.ddr)
 
 
-def _local_size(config: ShardingConfig, world_size: int) -> int:
-    local_size = config.ranks_per_host or int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+def _local_size(config: ShardingConfig, device: torch.device, world_size: int) -> int:
+    """Returns the processes of a host: as the job says, as they were started, or as is usual."""
+    usual = GPUS_PER_HOST if device.type == "cuda" else world_size
+    # Without a world, the variable is only what TorchRec is given to keep it from warning.
+    started = os.environ if "WORLD_SIZE" in os.environ else {}
+    local_size = config.ranks_per_host or int(started.get("LOCAL_WORLD_SIZE", usual))
     return min(local_size, world_size)
 
 

@@ -8,7 +8,7 @@ from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.policy import resolve
 from recsys_compress.config import EmbeddingConfig, ShardingConfig
 from recsys_compress.errors import UserError
-from recsys_compress.train.topology import TableShard, plan_for, table_shards
+from recsys_compress.train.topology import TableShard, plan_for, rank_memory, table_shards
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -79,3 +79,12 @@ def test_what_cannot_be_divided_is_one_clear_error(
 def test_a_cluster_of_gpus_needs_none_here() -> None:
     found = shards(EmbeddingConfig(dim=16), 256, torch.device("cuda"), ranks_per_host=8)
     assert sum(part.parameter_bytes for part in found) == 2_100_000 * 16 * 4
+
+
+def test_processes_of_a_plan_share_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ShardingConfig(host_memory="8GB")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # what TorchRec is told so that it does not warn
+    assert rank_memory(config, torch.device("cpu"), 4) == 2_000_000_000
+    monkeypatch.setenv("WORLD_SIZE", "4")  # one process on each of four hosts
+    assert rank_memory(config, torch.device("cpu"), 4) == 8_000_000_000
