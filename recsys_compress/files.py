@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +70,24 @@ def temporary_folder(path: Path) -> Path:
         UserError: the parent cannot be written.
     """
     return Path(_temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path))))
+
+
+def read_toml(path: Path, mend: str) -> dict[str, Any]:
+    """Returns what a TOML file holds.
+
+    Args:
+        path: the file.
+        mend: what the user can do where it cannot be read.
+
+    Raises:
+        UserError: it cannot be read or parsed.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from error
+    except ValueError as error:  # of TOML, or of UTF-8
+        raise UserError(f"{path}: is not valid TOML: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

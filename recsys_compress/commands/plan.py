@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from recsys_compress.files import to_json
+from recsys_compress.commands.common import AsJson, hint, print_json
 
 
 def plan(
@@ -45,9 +45,7 @@ def plan(
         "plan.toml"
     ),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write no files.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = (
-        False
-    ),
+    as_json: AsJson = False,
 ) -> None:
     """Plan which table is stored how within a byte budget.
 
@@ -78,7 +76,7 @@ def plan(
         found.file.write(out)
         write_page(found, out.with_suffix(".html"))
     if as_json:
-        typer.echo(to_json(plain(found)))
+        print_json(plain(found))
     else:
         from recsys_compress.track.tables import print_table
 
@@ -86,4 +84,4 @@ def plan(
             print_table(table)
     if not dry_run:
         start = f" --start {found.request.reference}" if found.request.adopting else ""
-        typer.echo(f"next: recsys-compress train {job} --plan {out}{start}", err=True)
+        hint(f"recsys-compress train {job} --plan {out}{start}")

@@ -18,7 +18,6 @@ options = {storage = "int8"}
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ from recsys_compress.compress.lowering import TableOptions
 from recsys_compress.compress.policy import Policy
 from recsys_compress.config import STRICT, EmbeddingConfig, parse, without_none
 from recsys_compress.errors import UserError
-from recsys_compress.files import write_text
+from recsys_compress.files import read_toml, write_text
 
 FORMAT = 1
 
@@ -97,14 +96,7 @@ class PlanFile:
         Raises:
             UserError: the file cannot be read, or is no plan of this version.
         """
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror}); make one with `recsys-compress plan`"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: is not valid TOML: {error}") from error
+        raw = read_toml(path, "make one with `recsys-compress plan`")
         if raw.get("format") != FORMAT:
             raise UserError(
                 f"{path}: has format {raw.get('format')!r}, this version reads {FORMAT}; make the "

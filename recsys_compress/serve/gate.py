@@ -1,7 +1,6 @@
 """Whether a model may take the place of another: figures on the same held-out rows, and limits."""
 
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -18,8 +16,9 @@ from recsys_compress.config import STRICT, Count, Fraction, NonNegative, Rate, p
 from recsys_compress.data.columns import labels
 from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.reader import Reader
-from recsys_compress.data.sources.files import CsvFormat, find_files, read_tables
+from recsys_compress.data.sources.files import CsvFormat, column_names, find_files, read_tables
 from recsys_compress.errors import UserError
+from recsys_compress.files import read_toml
 from recsys_compress.serve import rows as raw
 from recsys_compress.serve.compare import Floats, auc_difference, drift
 from recsys_compress.serve.predictor import BATCH_ROWS, Predictor
@@ -110,13 +109,7 @@ def load_policy(path: Path | None) -> GatePolicy:
     """
     if path is None:
         return GatePolicy()
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a TOML file") from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid TOML: {error}") from error
-    policy = parse(GatePolicy, values, where=str(path))
+    policy = parse(GatePolicy, read_toml(path, "name a TOML file"), where=str(path))
     if isinstance(policy.max_bytes, str):
         parse_bytes(policy.max_bytes)
     return policy
@@ -221,7 +214,7 @@ def _raw(
     """Yields labels and each model's batch of raw rows."""
     label = models[0].artifact.schema.label
     for path in find_files(str(data), (".parquet",)):
-        names = pq.read_schema(path).names
+        names = column_names(path)
         if label not in names:
             raise UserError(f"{path}: has no column {label!r}; held-out rows need the label")
         for model in models:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,7 +24,7 @@ from recsys_compress.data.dataset import read_table
 from recsys_compress.data.encode import FieldEncoder, HashEncoder, VocabularyEncoder
 from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import CategoricalField
-from recsys_compress.data.sources.files import CsvFormat, find_files, read_tables, unreadable
+from recsys_compress.data.sources.files import CsvFormat, column_names, find_files, read_tables
 from recsys_compress.errors import UserError
 from recsys_compress.models import build_model
 from recsys_compress.serve import rows as raw
@@ -152,11 +151,7 @@ def read_rows(path: Path, inputs: Inputs) -> Iterator[pa.Table]:
     Raises:
         UserError: the file cannot be read, or lacks a column.
     """
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
-    raw.check_columns(names, inputs, str(path))
+    raw.check_columns(column_names(path), inputs, str(path))
     yield from read_tables(path, inputs.columns(), BATCH_ROWS, CsvFormat())
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_compress.data.progress import RowProgress
-from recsys_compress.data.sources.files import find_files, unreadable
+from recsys_compress.data.sources.files import column_names, find_files, unreadable
 from recsys_compress.errors import UserError, nearest
 from recsys_compress.files import atomic_file, sha256, write_text
 from recsys_compress.serve.artifact import MANIFEST
@@ -105,10 +105,7 @@ def _files(rows: str, predictor: Predictor, keep: Sequence[str]) -> list[Path]:
     """Returns the files, all of which have the columns wanted."""
     files = find_files(rows, (".parquet",))
     for path in files:
-        try:
-            names = pq.read_schema(path).names
-        except (OSError, pa.ArrowException) as error:
-            raise unreadable(path, error) from error
+        names = column_names(path)
         check_columns(names, predictor.artifact.inputs, str(path))
         for name in keep:
             if name not in names:

@@ -30,7 +30,7 @@ from recsys_compress.data.inputs import IdInput
 from recsys_compress.errors import UserError
 from recsys_compress.files import sha256
 from recsys_compress.serve import PACKAGES
-from recsys_compress.serve.artifact import CARD, MANIFEST, Artifact
+from recsys_compress.serve.artifact import CARD, MANIFEST, Artifact, read_artifact
 from recsys_compress.serve.export import export
 from recsys_compress.serve.predictor import Predictor
 from recsys_compress.serve.vectors import movement
@@ -151,7 +151,7 @@ def located(model: str, uri: str) -> Iterator[Path]:
         with connected(uri) as client:
             version = named(client, model)
             folder = fetch(client, version, Path(temporary))
-        Predictor.load(folder, checksum=_tag(version, CHECKSUM))
+        read_artifact(folder, _tag(version, CHECKSUM))
         yield folder
 
 
@@ -198,7 +198,7 @@ def fetch_model(client: MlflowClient, version: ModelVersion, folder: Path) -> Pa
             f"model {version.name!r}, version {version.version}: its code is not that of this "
             "version of recsys-compress; register it anew"
         )
-    Predictor.load(model / "artifacts" / ARTIFACT, checksum=_tag(version, CHECKSUM))
+    read_artifact(model / "artifacts" / ARTIFACT, _tag(version, CHECKSUM))
     return model
 
 

@@ -56,13 +56,22 @@ def check_columns(path: Path, names: Iterable[str], csv: CsvFormat) -> None:
     Raises:
         UserError: it cannot be read, is empty, or lacks a column.
     """
-    try:
-        known = _column_names(path, csv)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+    known = column_names(path, csv)
     for name in names:
         if name not in known:
             raise UserError(f"{path}: column {name!r} is missing; {nearest(name, known)}")
+
+
+def column_names(path: Path, csv: CsvFormat | None = None) -> list[str]:
+    """Returns the names of a file's columns.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    try:
+        return _column_names(path, csv or CsvFormat())
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
 
 
 def read_tables(

@@ -31,7 +31,6 @@ test = [2]
 """
 
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +63,7 @@ from recsys_compress.data.split import (
     ordered_split,
 )
 from recsys_compress.errors import UserError
+from recsys_compress.files import read_toml
 
 _COMPARISONS = {
     ">=": pc.greater_equal,
@@ -227,15 +227,7 @@ class Tabular(Source):
     @cached_property
     def _spec(self) -> TableSchema:
         path = Path(self.schema_file)
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error.strerror}); name a TOML file"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{path}: is not valid TOML: {error}") from error
-        spec = parse(TableSchema, raw, where=self.schema_file)
+        spec = parse(TableSchema, read_toml(path, "name a TOML file"), where=self.schema_file)
         _check(spec, self.schema_file)
         return spec
 
