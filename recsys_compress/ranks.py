@@ -47,10 +47,7 @@ class Ranks:
 
     def mean_(self, tensor: Tensor) -> Tensor:
         """Overwrites a tensor, of one shape everywhere, by its mean over the processes."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-            tensor /= self.size
-        return tensor
+        return self.sum_(tensor).div_(self.size) if self.size > 1 else tensor
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Overwrites a tensor, of one shape everywhere, by its sum over the processes."""

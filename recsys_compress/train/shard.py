@@ -31,7 +31,7 @@ from recsys_compress.compress.hashing import salt
 from recsys_compress.compress.merge import MergedTable
 from recsys_compress.config import ShardingConfig
 from recsys_compress.errors import UserError
-from recsys_compress.ranks import Ranks
+from recsys_compress.ranks import Ranks, lost_process
 from recsys_compress.train.topology import plan_tables, sharder_for
 
 _INIT_ROWS = 1 << 16  # drawn together, so that a row's first values are the same on any rank
@@ -49,10 +49,11 @@ def process_group(device: str = "cpu", timeout: int = 600) -> Iterator[Ranks]:
         timeout: seconds to wait for another process at most.
 
     Raises:
-        UserError: the other processes do not come.
+        UserError: the other processes do not come, or one is lost.
     """
     if dist.is_initialized():
-        yield Ranks.current()
+        with lost_process():
+            yield Ranks.current()
         return
     on_gpu = device == "cuda" and torch.cuda.is_available()  # `build` says so where it is not
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
@@ -67,7 +68,7 @@ def process_group(device: str = "cpu", timeout: int = 600) -> Iterator[Ranks]:
         store = dist.HashStore()  # type: ignore[attr-defined]  # of one process; no port, no file
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        with quiet():
+        with quiet(), lost_process():
             yield Ranks.current()
             # gloo aborts a process that another one leaves in the middle of its last exchange.
             with contextlib.suppress(RuntimeError):

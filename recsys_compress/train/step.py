@@ -13,6 +13,8 @@ from recsys_compress.ranks import Ranks
 from recsys_compress.train.build import Built
 from recsys_compress.train.meter import Penalty
 
+STEP_FIGURES = 3  # that go with the gradients: the loss, who is to stop, who has written
+
 
 class Learner:
     """Trains a model step by step in one phase.
@@ -100,7 +102,7 @@ class Learner:
             found = [g for g in gradients if g is not None]
             said = torch.cat([loss.view(1), loss.new_tensor([stops, writes])])
             flat = self._ranks.mean_(torch.cat([said, *(g.flatten() for g in found)]))
-            said, *means = torch.split(flat, [3, *(g.numel() for g in found)])
+            said, *means = torch.split(flat, [STEP_FIGURES, *(g.numel() for g in found)])
             for gradient, mean in zip(found, means, strict=True):
                 gradient.copy_(mean.view_as(gradient))
             return said[0], float(said[1]), float(said[2])

@@ -9,6 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.lowering import FP32_BYTES
 from recsys_compress.compress.merge import MergedTable
+from recsys_compress.train.step import STEP_FIGURES
 from recsys_compress.train.topology import TableShard
 
 IDS, FORWARD, BACKWARD, GRADIENTS = "ids", "vectors forward", "vectors backward", "gradients"
@@ -121,7 +122,7 @@ class Traffic:
                 ids = table.ids * own[0] * self.id_bytes
                 heard += everyone * (ids + table.lookups * _INDEX_BYTES)
                 given += everyone * table.lookups * own[1] * FP32_BYTES
-        averaged = gradients + 2 * FP32_BYTES
+        averaged = gradients + STEP_FIGURES * FP32_BYTES
         return {
             IDS: Exchange(sent=round(asked), received=round(heard)),
             FORWARD: Exchange(sent=given, received=got),

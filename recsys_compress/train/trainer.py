@@ -27,7 +27,7 @@ from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file, to_json, write_text
-from recsys_compress.ranks import Ranks, lost_process
+from recsys_compress.ranks import Ranks
 from recsys_compress.train.build import Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, Saver, load_newest
 from recsys_compress.train.context import stop_signals, tags
@@ -77,7 +77,6 @@ def train(
         with (
             process_group(job.train.device, job.sharding.timeout) as ranks,
             stop_signals() as asked,
-            lost_process(),
         ):
             trainer = Trainer(job, ranks, listeners, resume, start)
             trainer.fit(asked)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import recsys_compress.track  # noqa: F401  (sets MLflow's environment, so before it)
 from recsys_compress.config import DataConfig, Job, TrackingConfig
 from recsys_compress.train.events import RunResult, RunStart
+from tests.ports import free_port
 from tests.serve.clicks import prepared
 from tests.train.jobs import make_job
 
@@ -134,12 +134,6 @@ def tracked_runs(server_uri: str, tmp_path_factory: pytest.TempPathFactory) -> l
         job = replace(job, tracking=tracking, embedding=replace(job.embedding, min_rows=20))
         results.append(tracked_train(job))
     return results
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_for(uri: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 90) -> None:
