@@ -280,6 +280,7 @@ class TrackingConfig:
             default but not over a value in the job.
         experiment: MLflow experiment.
         run_name: MLflow run name; None makes one like "dcnv2-unified-10x-s0".
+        parent: id of the MLflow run in which this one is nested.
     """
 
     __pydantic_config__ = STRICT
@@ -287,6 +288,7 @@ class TrackingConfig:
     uri: str | None = None
     experiment: str = "recsys-compress"
     run_name: str | None = None
+    parent: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,8 +297,8 @@ class ShardingConfig:
 
     Attributes:
         kind: how each table is divided. "auto" leaves that and the placement to TorchRec's planner.
-        ranks_per_host: processes of a host; None for what the launcher says; in a plan, without one,
-            all of them on CPU and 8 on GPUs.
+        ranks_per_host: processes of a host; None for what the launcher says; in a plan, all of them
+            on CPU and 8 on GPUs.
         device_memory: of each GPU, for tables and buffers ("80GiB").
         host_memory: of each host ("256GiB"); None for what this one has.
         intra_host_bandwidth: between two processes of a host, bytes per second.
@@ -338,6 +340,15 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
     Raises:
         UserError: the file cannot be read or parsed, or a key or value is not valid.
     """
+    return parse(Job, raw_job(path, overrides), where=str(path))
+
+
+def raw_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns what `load_job` makes a job of: only the keys that are set, unchecked.
+
+    Raises:
+        UserError: the file cannot be read or parsed, or a variant is not valid.
+    """
     raw = read_toml(path, "name a job file")
     variants = raw.pop("variants", {})
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
@@ -347,8 +358,7 @@ def load_job(path: Path, overrides: Iterable[str] = ()) -> Job:
         parse(Job, _merged(raw, variant), where=f"{path}: variants.{name}")
     chosen = _overridden(raw, overrides).get("embedding", {})
     method = chosen.get("method", "full") if isinstance(chosen, dict) else None
-    job = _overridden(_merged(raw, variants.get(method, {})), overrides)
-    return parse(Job, job, where=str(path))
+    return _overridden(_merged(raw, variants.get(method, {})), overrides)
 
 
 def dump_job(job: Job) -> str:

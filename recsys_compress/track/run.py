@@ -15,6 +15,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from recsys_compress.config import Job, dump_job
 from recsys_compress.errors import UserError
@@ -168,6 +169,8 @@ class MLflowListener:
         for start in range(0, len(params), _MAX_PARAMS):
             self._client.log_batch(run_id, params=params[start : start + _MAX_PARAMS])
         tags = run.tags | {"run_folder": str(run.folder.absolute())}
+        if run.job.tracking.parent is not None:
+            tags[MLFLOW_PARENT_RUN_ID] = run.job.tracking.parent
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
 

@@ -1,5 +1,6 @@
-"""Memory of this process, as the kernel counts it."""
+"""Memory of this process and of the machine, as the kernel counts it."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -15,3 +16,8 @@ def peak_rss_bytes() -> int:
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_bytes() -> int:
+    """Returns the memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

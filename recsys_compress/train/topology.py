@@ -36,6 +36,7 @@ from recsys_compress.compress.merge import MergedTable
 from recsys_compress.config import ShardingConfig, parse_bytes
 from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
+from recsys_compress.train.memory import memory_bytes
 
 GPUS_PER_HOST = 8
 
@@ -231,7 +232,7 @@ def topology(
     config: ShardingConfig, device: torch.device, world_size: int, local_size: int
 ) -> Topology:
     """Returns the cluster that a job describes."""
-    host = _size(config.host_memory or _memory())
+    host = _size(config.host_memory or memory_bytes())
     return Topology(
         world_size=world_size,
         compute_device=device.type,
@@ -269,10 +270,6 @@ def _rank(shard: ShardMetadata) -> int:
 
 def _size(given: str | int) -> int:
     return parse_bytes(given) if isinstance(given, str) else given
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _bytes(table: MergedTable) -> int:

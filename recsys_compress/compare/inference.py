@@ -1,4 +1,4 @@
-"""Batch inference of two trained models in turn: `python -m benchmarks.inference RUN OTHER`.
+"""Batch inference of two trained models: `python -m recsys_compress.compare.inference RUN OTHER`.
 
 Prints samples per second of CPU time, on one thread, of both models on the same batches of the
 validation split, and their ratio: medians over rounds of one batch each, A B A B ...
@@ -7,6 +7,7 @@ validation split, and their ratio: medians over rounds of one batch each, A B A 
 import argparse
 import json
 import statistics
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -45,7 +46,8 @@ def main() -> None:
                 times.append(_seconds(model, batch) / len(batch))
     speeds = [1 / statistics.median(times[WARMUP:]) for times in spent]
     ratio = statistics.median(b / a for a, b in zip(*(t[WARMUP:] for t in spent), strict=True))
-    print(json.dumps({"rows_per_s": speeds[0], "before": speeds[1], "ratio": ratio}))
+    found = {"rows_per_s": speeds[0], "before": speeds[1], "ratio": ratio}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 def _seconds(built: Built, batch: Batch) -> float:

@@ -1,0 +1,209 @@
+"""The rows of a study, and what has to be run for each."""
+
+import hashlib
+import json
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys_compress.compare.spec import Entry, Settings, Study
+from recsys_compress.config import raw_job
+
+Picks = Mapping[tuple[str, str | None], int]  # number of the settings by entry and model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A row of the study: an entry at a budget; or one of its trials.
+
+    Attributes:
+        entry: the entry.
+        model: that is trained; None for the job's.
+        budget: of its tables; None for the size that it has.
+        tried: number of the settings that are tried; None for those that were picked.
+    """
+
+    entry: Entry
+    model: str | None = None
+    budget: str | None = None
+    tried: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What claims and the command line call it."""
+        model = f"{self.model}: " if self.model else ""
+        budget = f" {self.budget}" if self.budget else ""
+        tried = "" if self.tried is None else f", try {self.tried + 1}"
+        return f"{model}{self.entry.name}{budget}{tried}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is run for a cell, whatever the seed.
+
+    Attributes:
+        job: the job file.
+        method: the embedding method.
+        budget: of its tables.
+        settings: keys of the job set otherwise, as `--set` takes them.
+        key: the same for what gives the same figures, whatever file or cell it stands in.
+        after: the run whose model is compressed; None for a training.
+    """
+
+    job: str
+    method: str
+    budget: str | None
+    settings: tuple[str, ...]
+    key: str
+    after: "Run | None" = None
+
+    def arguments(self, seed: int, *more: str, folder: str = "RUN") -> list[str]:
+        """Returns the arguments of `recsys-compress` that run it.
+
+        Args:
+            seed: of the training.
+            more: further settings.
+            folder: of the run whose model is compressed.
+        """
+        settings = [*self.settings, *more]
+        if self.after is None:
+            words = ["train", self.job]
+            settings.append(f"train.seed={seed}")
+        else:
+            words = ["compress", folder, "--method", self.method]
+            words += ["--budget", self.budget] if self.budget else []
+        return [*words, *(word for setting in settings for word in ("--set", setting))]
+
+    def command(self, seed: int) -> str:
+        """Returns the command that runs it alone; of a compression, after that of its model."""
+        own = shlex.join(["recsys-compress", *self.arguments(seed)])
+        return own if self.after is None else f"{self.after.command(seed)} && {own}"
+
+
+def cells(study: Study) -> list[Cell]:
+    """Returns the rows of a study, those that compress another's model last."""
+    found = [
+        Cell(entry=entry, model=model, budget=budget)
+        for model in study.models or (None,)
+        for entry in study.methods
+        for budget in _budgets(study, entry)
+    ]
+    return sorted(found, key=lambda cell: cell.entry.after is not None)
+
+
+def first_cell(study: Study, name: str, model: str | None) -> Cell:
+    """Returns an entry's cell at the first of its budgets: its model is what others compress."""
+    entry = study.entry(name)
+    return Cell(entry=entry, model=model, budget=_budgets(study, entry)[0])
+
+
+def trials(study: Study, entry: Entry, model: str | None) -> list[Cell]:
+    """Returns what validation picks an entry's settings from; nothing where there is no choice."""
+    tries = settings_tried(study, entry)
+    budget = entry.try_budget or _budgets(study, entry)[0]
+    return [
+        Cell(entry=entry, model=model, budget=budget, tried=number)
+        for number in range(len(tries))
+        if len(tries) > 1
+    ]
+
+
+def seeds_of(study: Study, cell: Cell) -> tuple[int, ...]:
+    """Returns a cell's seeds; of a trial, the first."""
+    seeds = study.seeds if cell.entry.seeds is None else cell.entry.seeds
+    return seeds if cell.tried is None else seeds[:1]
+
+
+def settings_tried(study: Study, entry: Entry) -> tuple[Settings, ...]:
+    """Returns the settings of which validation picks one for an entry."""
+    if entry.tries is not None:
+        return entry.tries
+    return () if entry.after is not None else study.tries
+
+
+def run_of(study: Study, cell: Cell, picks: Picks) -> Run | None:
+    """Returns what a cell stands for; None where that hangs on trials without figures."""
+    tries = settings_tried(study, cell.entry)
+    settings = overrides(cell.entry.set)
+    if tries:
+        number = 0 if len(tries) == 1 else cell.tried
+        if number is None:
+            number = picks.get((cell.entry.name, cell.model))
+        if number is None:
+            return None
+        settings = (*settings, *overrides(tries[number]))
+    method = cell.entry.method or cell.entry.name
+    if cell.entry.after is not None:
+        return _compression(study, cell, picks, method, settings)
+    settings = (f"embedding.method={method}", *settings)
+    if cell.budget is not None:
+        settings = (*settings, f"embedding.budget={cell.budget}")
+    if cell.model is not None:
+        settings = (f"model.name={cell.model}", *settings)
+    return Run(
+        job=study.job,
+        method=method,
+        budget=cell.budget,
+        settings=settings,
+        key=_key(_identity(raw_job(Path(study.job), settings))),
+    )
+
+
+def overrides(settings: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Returns a part of a job as `key=value` overrides."""
+    found: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            found += overrides(value, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={_toml(value)}")
+    return tuple(found)
+
+
+def _compression(
+    study: Study, cell: Cell, picks: Picks, method: str, settings: tuple[str, ...]
+) -> Run | None:
+    """Returns the run that compresses another entry's model."""
+    trained = first_cell(study, cell.entry.after or "", cell.model)
+    parent = run_of(study, trained, picks)
+    if parent is None:
+        return None
+    own = {"method": method, "budget": cell.budget, "set": sorted(settings)}
+    return Run(
+        job=study.job,
+        method=method,
+        budget=cell.budget,
+        settings=settings,
+        after=parent,
+        key=_key({"after": parent.key, **own}),
+    )
+
+
+def _budgets(study: Study, entry: Entry) -> tuple[str | None, ...]:
+    return (study.budgets if entry.budgets is None else entry.budgets) or (None,)
+
+
+def _toml(value: Any) -> str:
+    """Returns a value as an override has it: a string plain where nothing else is meant by it."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return value
+    return json.dumps(value)
+
+
+def _identity(raw: dict[str, Any]) -> dict[str, Any]:
+    """Returns a job without what its figures do not hang on, and without the seed."""
+    left = {key: value for key, value in raw.items() if key != "tracking"}
+    for section, keys in (("data", ("path",)), ("train", ("seed", "output", "threads"))):
+        left[section] = {k: v for k, v in left.get(section, {}).items() if k not in keys}
+    return left
+
+
+def _key(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""Reading of study files."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from recsys_compress.compare.cells import cells, overrides, settings_tried
+from recsys_compress.compare.spec import Entry, Study
+from recsys_compress.compress.method import method_class
+from recsys_compress.config import load_job, parse
+from recsys_compress.errors import UserError, nearest
+from recsys_compress.files import read_toml
+
+
+def load_study(path: Path) -> Study:
+    """Reads a study file.
+
+    Raises:
+        UserError: it or its job cannot be read, or something in it is not valid.
+    """
+    study = parse(Study, read_toml(path, "name a study file"), where=str(path))
+    study = dataclasses.replace(study, job=str(path.parent / study.job))
+    names = [entry.name for entry in study.methods]
+    if not names or not study.seeds:
+        raise UserError(f"{path}: needs at least one of [[methods]], and a seed")
+    for entry in study.methods:
+        _check_entry(study, entry, names, f"{path}: methods: {entry.name!r}")
+    _check_claims(study, path)
+    return study
+
+
+def _check_entry(study: Study, entry: Entry, names: Sequence[str], where: str) -> None:
+    if names.count(entry.name) > 1:
+        raise UserError(f"{where} is there twice; give each a name of its own")
+    if entry.after is not None:
+        if entry.after not in names:
+            raise UserError(f"{where}: after = {entry.after!r}; {nearest(entry.after, names)}")
+        if study.entry(entry.after).after is not None:
+            raise UserError(f"{where}: after = {entry.after!r}, which is no training; name one")
+    try:
+        method_class(entry.method or entry.name)
+        for tried in settings_tried(study, entry) or ({},):
+            _check_settings(study, (*overrides(entry.set), *overrides(tried)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_settings(study: Study, settings: Sequence[str]) -> None:
+    for setting in settings:
+        if setting.partition("=")[0] in ("embedding.method", "embedding.budget"):
+            raise UserError("name `method` and `budgets` beside `set` and `tries`, not in them")
+    load_job(Path(study.job), settings)
+
+
+def _check_claims(study: Study, path: Path) -> None:
+    names = [cell.name for cell in cells(study)]
+    for claim in study.claims:
+        for name in (claim.left, claim.right):
+            if name is not None and name not in names:
+                raise UserError(f"{path}: claims: {name!r} is no cell; {nearest(name, names)}")
+        if claim.least is None and claim.most is None:
+            raise UserError(f"{path}: claims: {claim.text!r} has no bound; give least or most")

@@ -1,0 +1,293 @@
+"""What a study has found: its rows, the Pareto front, winners by budget, and advice in words."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recsys_compress.compare.cells import Cell, Run, cells, seeds_of, trials
+from recsys_compress.compare.records import Record, Records
+from recsys_compress.compare.spec import AUC
+from recsys_compress.compare.verdicts import Verdict, storage_costs, verdicts
+from recsys_compress.compress.policy import Policy
+from recsys_compress.config import budget_bytes, load_job
+from recsys_compress.track.plots import format_bytes
+
+# Half the width of a 95 % interval of a mean in standard errors, by degrees of freedom (Student).
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+NO_LOSS = 0.001  # test AUC; what users of such models take for none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A cell with figures.
+
+    Attributes:
+        cell: the cell.
+        records: its records, by seed.
+        bytes: of the embedding tables while they train, without optimizer state: the greatest of
+            the seeds.
+        aucs: test AUC by seed.
+        costs: test AUC that each storage type costs, the mean.
+        on_front: whether no other row has at most its bytes and a higher mean AUC.
+        in_training: whether the budget holds from the first step to the last: not where full
+            tables are trained or searched first.
+        command: that runs the first seed of it alone.
+    """
+
+    cell: Cell
+    records: tuple[Record, ...]
+    bytes: float
+    aucs: Mapping[int, float]
+    costs: Mapping[str, float]
+    on_front: bool
+    in_training: bool
+    command: str
+
+    @property
+    def auc(self) -> float:
+        """Mean test AUC."""
+        return statistics.mean(self.aucs.values())
+
+    @property
+    def margin(self) -> float:
+        """Half the width of the 95 % interval of the mean over seeds; 0 for one seed."""
+        return margin(list(self.aucs.values()))
+
+    def mean(self, figure: str) -> float | None:
+        """Returns the mean of a figure; None where no seed has it."""
+        found = [r.figures[figure] for r in self.records if figure in r.figures]
+        return statistics.mean(found) if found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The best rows within a budget.
+
+    Attributes:
+        budget: as the study has it.
+        bytes: the same in bytes.
+        row: the row of the highest mean test AUC that fits.
+        lost: test AUC that it loses to the first entry, the mean; below 0 for a gain.
+        ties: rows of other entries that fit and are no worse, as far as the seeds can tell: the
+            95 % interval of the difference has 0 in it, or the difference is less than .0001.
+    """
+
+    budget: str
+    bytes: int
+    row: Row
+    lost: float
+    ties: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a report shows.
+
+    Attributes:
+        records: all records.
+        rows: cells with figures, in the order of the study.
+        beyond: cells that cannot be had, with the reason.
+        missing: number of runs without figures.
+        tried: trials by entry and model: settings, validation AUC and whether they were picked.
+        winners: by budget, from the largest; of the study's first model.
+        verdicts: of all claims.
+        advice: by use, in words: (title, sentence).
+    """
+
+    records: Records
+    rows: tuple[Row, ...]
+    beyond: tuple[tuple[Cell, str], ...]
+    missing: int
+    tried: tuple[tuple[Cell, float | None, bool], ...]
+    winners: tuple[Winner, ...]
+    verdicts: tuple[Verdict, ...]
+    advice: tuple[tuple[str, str], ...]
+
+
+def summarize(records: Records) -> Summary:
+    """Returns what the records of a study come to."""
+    study = records.study
+    found: list[Row] = []
+    beyond: list[tuple[Cell, str]] = []
+    missing = 0
+    for cell in cells(study):
+        own = [record for record in records.all(cell) if record.seed in seeds_of(study, cell)]
+        errors = [record.error for record in own if record.error]
+        missing += len(seeds_of(study, cell)) - len(own)
+        if errors:
+            beyond.append((cell, errors[0]))
+        elif own:
+            run = records.run(cell)
+            found += [] if run is None else [_row(records, cell, run, own)]
+    rows = [replace(row, on_front=not any(_beats(r, row) for r in found)) for row in found]
+    first = [row for row in rows if row.cell.model == (study.models or (None,))[0]]
+    won = _winners(records, first)
+    return Summary(
+        records=records,
+        rows=tuple(rows),
+        beyond=tuple(beyond),
+        missing=missing,
+        tried=tuple(_tried(records)),
+        winners=tuple(won),
+        verdicts=tuple(verdicts(records)),
+        advice=tuple(_advice(records, first, won)),
+    )
+
+
+def margin(values: Sequence[float]) -> float:
+    """Returns half the width of the 95 % interval of a mean; 0 for one value."""
+    if len(values) < 2:
+        return 0.0
+    factor = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1]
+    return factor * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _row(records: Records, cell: Cell, run: Run, own: Sequence[Record]) -> Row:
+    costs = {kind: storage_costs(cell, kind, records) for kind in records.study.storage}
+    return Row(
+        cell=cell,
+        records=tuple(own),
+        bytes=max(record.figures["bytes.tables"] for record in own),
+        aucs={record.seed: record.figures[AUC] for record in own},
+        costs={kind: statistics.mean(values) for kind, values in costs.items() if values},
+        on_front=False,
+        in_training=run.after is None and _is_one_stage(run),
+        command=run.command(own[0].seed),
+    )
+
+
+def _is_one_stage(run: Run) -> bool:
+    return len(Policy.from_config(load_job(Path(run.job), run.settings).embedding).phases()) == 1
+
+
+def _beats(rival: Row, row: Row) -> bool:
+    """Whether a row leaves no reason to take the other one, of the same model."""
+    if rival.cell.model != row.cell.model:
+        return False
+    sizes, aucs = (rival.bytes, row.bytes), (rival.auc, row.auc)
+    return (
+        sizes[0] <= sizes[1] and aucs[0] >= aucs[1] and (sizes[0], aucs[0]) != (sizes[1], aucs[1])
+    )
+
+
+def _whole(records: Records, rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows all of whose seeds have been run: none wins by a lucky one."""
+    return [r for r in rows if len(r.aucs) == len(seeds_of(records.study, r.cell))]
+
+
+def _winners(records: Records, rows: Sequence[Row]) -> list[Winner]:
+    """Returns the winner at each of the study's budgets, and at the first entry's own size."""
+    whole = _whole(records, rows)
+    if not whole or whole[0].cell.entry is not records.study.methods[0]:
+        return []
+    full = whole[0]
+    found = []
+    for budget in ("1x", *(b for b in records.study.budgets if b != "1x")):
+        limit = budget_bytes(budget, int(full.bytes))
+        fitting = [row for row in whole if row.bytes <= limit]
+        if not fitting:
+            continue
+        best = max(fitting, key=lambda row: row.auc)
+        ties = [r for r in fitting if r.cell.entry is not best.cell.entry and _no_worse(r, best)]
+        found.append(
+            Winner(budget=budget, bytes=limit, row=best, lost=full.auc - best.auc, ties=tuple(ties))
+        )
+    return sorted(found, key=lambda winner: -winner.bytes)
+
+
+def _no_worse(row: Row, best: Row) -> bool:
+    """Whether the seeds, pair by pair, cannot tell a row from the best."""
+    gaps = [best.aucs[seed] - row.aucs[seed] for seed in best.aucs.keys() & row.aucs.keys()]
+    return bool(gaps) and statistics.mean(gaps) <= max(margin(gaps), 0.0001)
+
+
+def _tried(records: Records) -> Iterator[tuple[Cell, float | None, bool]]:
+    study, picks = records.study, records.picks()
+    entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(study)}
+    for (name, model), entry in entries.items():
+        for cell in trials(study, entry, model):
+            figures = records.figures(cell, "valid.auc")
+            if figures or records.all(cell):
+                auc = next(iter(figures.values()), None)
+                yield cell, auc, picks.get((name, model)) == cell.tried
+
+
+def _advice(
+    records: Records, rows: Sequence[Row], won: Sequence[Winner]
+) -> Iterator[tuple[str, str]]:
+    """Yields what to take for which use, as far as the figures say so."""
+    whole = _whole(records, rows)
+    if not won:
+        return
+    full = whole[0]
+    enough = [row for row in whole if row.auc >= full.auc - NO_LOSS]
+    small = min(enough, key=lambda row: row.bytes)
+    yield (
+        "As small as can be without a loss",
+        f"{_named(small)}: {_share(small, full)} of the bytes and {_gap(small, full)} AUC. The "
+        f"smallest that loses less than {NO_LOSS:g}.",
+    )
+    for title, rivals in (
+        ("The budget must hold while training too", [r for r in whole if r.in_training]),
+        ("There is a trained model to start from", [r for r in whole if r.cell.entry.after]),
+    ):
+        best = _by_budget(rivals, won, full)
+        if best:
+            yield title, "; ".join(best) + "."
+    yield from _fast(whole, full)
+    yield from _stored(records, whole)
+
+
+def _by_budget(rivals: Sequence[Row], won: Sequence[Winner], full: Row) -> list[str]:
+    """Returns the best of some rows within each budget, in words; once where it stays the best."""
+    best: dict[str, list[str]] = {}
+    for winner in won:
+        fitting = [r for r in rivals if r.bytes <= winner.bytes and r is not full]
+        if fitting:
+            row = max(fitting, key=lambda row: row.auc)
+            best.setdefault(f"{_named(row)} ({_gap(row, full)} AUC)", []).append(winner.budget)
+    return [f"at {', '.join(budgets)} {text}" for text, budgets in best.items()]
+
+
+def _fast(whole: Sequence[Row], full: Row) -> Iterator[tuple[str, str]]:
+    """Yields which of the rows that lose little takes the least time to train."""
+    spent = {
+        row.cell.name: row.mean("cpu_seconds")
+        for row in whole
+        if row.bytes <= full.bytes / 2 and row.auc >= full.auc - 5 * NO_LOSS
+    }
+    known = {name: seconds for name, seconds in spent.items() if seconds is not None}
+    base = full.mean("cpu_seconds")
+    if known and base:
+        name = min(known, key=lambda name: known[name])
+        yield (
+            "Training time counts",
+            f"{name}: {known[name] / base:.2f} of the CPU time of {full.cell.name}, the least of "
+            f"those at half the bytes or less that lose at most {5 * NO_LOSS:g}.",
+        )
+
+
+def _stored(records: Records, whole: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Yields what the storage types cost at serving."""
+    told = []
+    for kind in records.study.storage:
+        costs = [row.costs[kind] for row in whole if kind in row.costs]
+        if costs:
+            middle = statistics.mean(costs)
+            told.append(f"{kind} costs {max(costs):.4f} AUC at most, {middle:.4f} in the mean")
+    if told:
+        yield "What is served is to be small", "; ".join(told) + ", whatever the method."
+
+
+def _named(row: Row) -> str:
+    return f"{row.cell.name} ({format_bytes(row.bytes)})"
+
+
+def _share(row: Row, full: Row) -> str:
+    return f"{row.bytes / full.bytes:.3g}"
+
+
+def _gap(row: Row, full: Row) -> str:
+    return f"{row.auc - full.auc:+z.4f}"
