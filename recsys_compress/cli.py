@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from recsys_compress.commands import compare as compare_command
 from recsys_compress.commands import deploy
 from recsys_compress.commands import plan as plan_command
 from recsys_compress.commands import train as train_commands
@@ -131,6 +132,7 @@ def profile(
 app.command()(plan_command.plan)
 app.command()(train_commands.train)
 app.command()(train_commands.compress)
+app.command()(compare_command.compare)
 app.add_typer(deploy.app)
 
 

@@ -15,7 +15,7 @@ from recsys_compress.compare.cells import Cell, cells, first_cell, seeds_of, tri
 from recsys_compress.compare.progress import StudyProgress
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.runner import Memory, Runner, StoppedError
-from recsys_compress.compare.spec import AUC, Study
+from recsys_compress.compare.spec import AUC
 from recsys_compress.errors import UserError
 from recsys_compress.train.memory import memory_bytes
 
@@ -66,27 +66,26 @@ def missing(records: Records, only: Sequence[str] = ("*",), *, redo: bool = Fals
     return sorted(left, key=lambda task: _stage(task[0]))
 
 
-def compare(study: Study, options: Options) -> tuple[Records, dict[str, str]]:
+def compare(records: Records, options: Options) -> dict[str, str]:
     """Runs the cells that have no figures yet; figures are written as they come.
 
     Args:
-        study: the study.
-        options: how it is run.
+        records: the figures there are; new ones are added.
+        options: how the study is run.
 
     Returns:
-        All figures; and why runs failed, by cell and seed.
+        Why runs failed, by cell and seed.
 
     Raises:
-        UserError: data cannot be prepared, or the figures cannot be read or written.
+        UserError: data cannot be prepared, or the figures cannot be written.
         KeyboardInterrupt: the user stopped it; runs that had begun go on where they stopped when
             the study is run again.
     """
-    records = Records.load(study, options.results)
     comparison = _Comparison(records, options)
     with _terminated_as_interrupted():
         comparison.run(missing(records, options.only, redo=options.redo))
         comparison.measure_served()
-    return records, comparison.failed
+    return comparison.failed
 
 
 class _Comparison:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_compress.compare.cells import Run
-from recsys_compress.compare.records import Record
+from recsys_compress.compare.records import Record, words
 from recsys_compress.compare.spec import Study
 from recsys_compress.config import load_job
 from recsys_compress.data.dataset import MANIFEST
@@ -28,10 +28,6 @@ LIBRARIES = ("recsys-compress", "torch", "torchrec", "fbgemm-gpu-cpu")
 # What a training process takes besides its model: libraries, and rows that are read ahead.
 BASE_BYTES = 1_000_000_000
 _OUT_OF_REACH = "out of reach"
-
-
-class OutOfReachError(Exception):
-    """The method cannot take the budget."""
 
 
 class StoppedError(Exception):
@@ -79,14 +75,20 @@ class Runner:
     def measure(self, run: Run, seed: int) -> Record:
         """Returns the record of a run; a finished one is not run again, a started one goes on.
 
+        A budget that the method cannot take is a record with that as its error.
+
         Raises:
             UserError: it fails, or needs more memory than there is.
             StoppedError: the study is to stop.
         """
         try:
             folder = self.folder(run, seed) or self._run(run, seed)
-        except OutOfReachError as error:
-            return Record(key=run.key, seed=seed, error=str(error), versions=versions())
+        except UserError as error:
+            if _OUT_OF_REACH not in str(error):
+                raise
+            return Record(
+                key=run.key, seed=seed, run=words(run), error=str(error), versions=versions()
+            )
         return record_of(run, seed, folder)
 
     def folder(self, run: Run, seed: int) -> Path | None:
@@ -159,11 +161,8 @@ class Runner:
             raise StoppedError
         if child.returncode:
             said = log.read_text(encoding="utf-8").strip().splitlines() or [f"see {log}"]
-            if child.returncode == 2 and _OUT_OF_REACH in said[-1]:
-                raise OutOfReachError(said[-1].removeprefix("error: "))
-            raise UserError(
-                f"{said[-1].removeprefix('error: ')} (status {child.returncode}, {log})"
-            )
+            error = said[-1].removeprefix("error: ")
+            raise UserError(error if child.returncode == 2 else f"{error} (see {log})")
         found: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return found
 

@@ -3,8 +3,9 @@
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from recsys_compress.compare.cells import Cell, Run, cells, seeds_of, trials
 from recsys_compress.compare.records import Record, Records
@@ -134,6 +135,35 @@ def summarize(records: Records) -> Summary:
         verdicts=tuple(verdicts(records)),
         advice=tuple(_advice(records, first, won)),
     )
+
+
+def plain(summary: Summary) -> dict[str, Any]:
+    """Returns a summary as plain data."""
+    rows = [
+        {
+            "cell": row.cell.name,
+            "bytes": row.bytes,
+            "auc": row.auc,
+            "margin": row.margin,
+            "seeds": sorted(row.aucs),
+            "costs": dict(row.costs),
+            "on_front": row.on_front,
+            "command": row.command,
+        }
+        for row in summary.rows
+    ]
+    winners = [
+        {"budget": w.budget, "bytes": w.bytes, "cell": w.row.cell.name, "lost": w.lost}
+        for w in summary.winners
+    ]
+    return {
+        "rows": rows,
+        "winners": winners,
+        "claims": [asdict(verdict) for verdict in summary.verdicts],
+        "advice": dict(summary.advice),
+        "beyond": {cell.name: reason for cell, reason in summary.beyond},
+        "missing": summary.missing,
+    }
 
 
 def margin(values: Sequence[float]) -> float:

@@ -23,8 +23,9 @@ def reach(uri: str) -> None:
     """
     for key, value in _PATIENCE.items():
         os.environ.setdefault(key, value)
-    # MLflow has Alembic print a line for each of its 60 schema versions.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # MLflow tells of each table that it makes, Alembic of each of its 60 schema versions.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     check_reachable(uri)
 
 

@@ -148,21 +148,15 @@ class MLflowListener:
     def _resumed(self, run: RunStart) -> str:
         """Returns the MLflow run of the process that was interrupted, open again, or ""."""
         path = run.folder / RUN_FILE
-        if not path.exists():
-            return ""
-        run_id = str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
-        try:
-            self._client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            # The second: the run was deleted by hand.
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            logger.warning("MLflow at %s has no run %s; starting another", shown(self._uri), run_id)
-            return ""
-        return run_id
+        run_id = reopened(self._client, path)
+        if run_id is None and path.exists():
+            logger.warning(
+                "MLflow at %s does not have the run of %s; starting another", shown(self._uri), path
+            )
+        return run_id or ""
 
     def _created(self, run: RunStart) -> str:
-        experiment = self._experiment(run.job.tracking.experiment)
+        experiment = experiment_id(self._client, run.job.tracking.experiment, self._uri)
         run_id = str(self._client.create_run(experiment, run_name=run.name).info.run_id)
         flat = _flatten(dataclasses.asdict(_public(run.job)))
         params = [Param(key, str(value)[:_MAX_CHARS]) for key, value in flat.items()]
@@ -173,23 +167,6 @@ class MLflowListener:
             tags[MLFLOW_PARENT_RUN_ID] = run.job.tracking.parent
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
-
-    def _experiment(self, name: str) -> str:
-        """Returns the id of the experiment, made if need be."""
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            try:
-                return str(self._client.create_experiment(name, artifact_location(self._uri)))
-            except MlflowException as error:
-                # Another process made it in between.
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = self._client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage == "deleted":
-            raise UserError(
-                f"tracking.experiment = {name!r}: is deleted in MLflow; restore it or name another"
-            )
-        return str(found.experiment_id)
 
     def _flush(self) -> None:
         """Sends the kept figures; what MLflow does not take now is kept for the next time."""
@@ -211,6 +188,43 @@ class MLflowListener:
             logger.warning("MLflow at %s: %s", shown(self._uri), first_line(error))
             return False
         return True
+
+
+def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+    """Returns the id of an experiment, which is made if need be.
+
+    Raises:
+        UserError: it is deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location(uri)))
+        except MlflowException as error:
+            # Another process made it in between.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"tracking.experiment = {name!r}: is deleted in MLflow; restore it or name another"
+        )
+    return str(found.experiment_id)
+
+
+def reopened(client: MlflowClient, path: Path) -> str | None:
+    """Returns the run whose id a file keeps, open again; None where there is none."""
+    if not path.exists():
+        return None
+    run_id = str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        # The second: the run was deleted by hand.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return run_id
 
 
 def _size_metrics(sizes: Metrics) -> Metrics:

@@ -1,0 +1,185 @@
+"""Studies that are really run: in processes of their own, recorded in MLflow, gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from recsys_compress import cli
+from recsys_compress.compare.runner import Memory, StoppedError
+from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+
+JOB = """
+[data]
+path = "{data}"
+[model.dcnv2]
+cross_layers = 1
+hidden = [8]
+[embedding]
+dim = 8
+optimizer = "adam"
+learning_rate = 0.02
+[train]
+epochs = {epochs}
+batch_size = 1000
+evals_per_epoch = 1
+[tracking]
+uri = "{uri}"
+experiment = "studies"
+"""
+STUDY = """
+title = "generated"
+job = "job.toml"
+seeds = [0]
+budgets = ["0.5x"]
+storage = ["int8"]
+
+[[methods]]
+name = "full"
+budgets = []
+
+[[methods]]
+name = "hash"
+tries = [{ embedding.learning_rate = 0.02 }, { embedding.learning_rate = 0.001 }]
+
+[[methods]]
+name = "unified"
+budgets = ["0.0001x"]
+
+[[methods]]
+name = "pruned"
+method = "dynamic_sparse"
+after = "full"
+
+[[claims]]
+text = "half is as good as all"
+left = "hash 0.5x"
+right = "full"
+least = -0.9
+"""
+
+
+def written(folder: Path, dataset: PreparedDataset, *, epochs: int = 1, study: str = STUDY) -> Path:
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    job = JOB.format(data=dataset.path, epochs=epochs, uri=uri)
+    (folder / "job.toml").write_text(job, encoding="utf-8")
+    path = folder / "study.toml"
+    path.write_text(study, encoding="utf-8")
+    return path
+
+
+def arguments(study: Path, *more: str) -> list[str]:
+    return ["compare", str(study), "--work", str(study.parent / "work"), *more]
+
+
+def test_a_study_is_run_recorded_and_not_run_again(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = written(tmp_path, synthetic_dataset)
+    assert cli.run(arguments(study, "--processes", "2", "--json")) == 0
+    said = capsys.readouterr()
+    assert "[6/6] pruned 0.5x, seed 0: test AUC" in said.err
+    found = json.loads(said.out)
+    assert [row["cell"] for row in found["rows"]] == ["full", "hash 0.5x", "pruned 0.5x"]
+    assert found["missing"] == 0
+    assert "out of reach" in found["beyond"]["unified 0.0001x"]
+    assert found["claims"][0]["holds"] is True
+    assert all(row["costs"]["int8"] < 0.01 for row in found["rows"])
+    records = json.loads((tmp_path / "study" / "results.json").read_text(encoding="utf-8"))
+    # The trial that was picked is the cell's run; the other one and what failed are kept too.
+    assert len(records) == 5
+    pruned = next(record for record in records if "compress" in record["run"])
+    assert pruned["figures"]["inference.ratio"] > 0
+    assert sum(taken for _, taken in pruned["tables"]) == pruned["figures"]["bytes.tables"]
+    # The command of a cell is all it takes to run it alone.
+    command = next(r["command"] for r in found["rows"] if r["cell"] == "hash 0.5x").split()
+    alone = [*command[1:], "--set", f"train.output={tmp_path / 'alone'}", "--json"]
+    assert cli.run(alone) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["test"]["auc"] == pytest.approx(found["rows"][1]["auc"], abs=2e-6)
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("studies")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if run.data.tags.get("kind") == "study")
+    nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(nested) == 4
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "report.md", "results.json"} <= artifacts
+
+    before = len(runs)
+    assert cli.run(arguments(study)) == 0
+    assert "/" not in capsys.readouterr().err.replace(str(tmp_path), "")  # no run was counted
+    assert len(client.search_runs([experiment.experiment_id])) == before
+    assert cli.run(arguments(study, "--list")) == 0
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_a_study_that_is_stopped_goes_on_to_the_same_figures(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    only_full = STUDY[: STUDY.index("[[methods]]", STUDY.index('name = "full"'))]
+    only_full = only_full.replace('["int8"]', "[]")
+    figures = []
+    for name in ("stopped", "undisturbed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        study = written(folder, synthetic_dataset, epochs=3, study=only_full)
+        command = [sys.executable, "-m", "recsys_compress", *arguments(study)]
+        if name == "stopped":
+            child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            deadline = time.monotonic() + 60
+            while not list(folder.glob("work/runs/*/*/checkpoints/*")):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            child.send_signal(signal.SIGTERM)
+            child.communicate(timeout=60)
+            assert child.returncode == 130
+            assert not (folder / "study" / "results.json").exists()
+        subprocess.run(command, check=True, capture_output=True)
+        (record,) = json.loads((folder / "study" / "results.json").read_text(encoding="utf-8"))
+        figures.append(record["figures"]["test.auc"])
+        assert len(list(folder.glob("work/runs/*/*/job.toml"))) == 1
+    assert figures[0] == figures[1]
+
+
+def test_runs_wait_until_they_fit_together() -> None:
+    memory = Memory(100)
+    begun = threading.Event()
+
+    def other() -> None:
+        with memory.taken(60):
+            begun.set()
+
+    with memory.taken(50):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not begun.wait(0.1)
+    thread.join(5)
+    assert begun.is_set()
+    with pytest.raises(UserError, match="needs about 200 bytes"), memory.taken(200):
+        pass
+    memory.give_up()
+    with pytest.raises(StoppedError), memory.taken(1):
+        pass
+
+
+def test_a_run_that_fails_does_not_end_the_study(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = written(tmp_path, synthetic_dataset)
+    status = cli.run(arguments(study, "--only", "full", "--memory", "1MB"))
+    assert status == 1
+    assert "failed: full, seed 0: needs about" in capsys.readouterr().err
+    assert os.path.exists(tmp_path / "study" / "report.html")

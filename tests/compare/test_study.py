@@ -1,0 +1,192 @@
+"""Study files: what they say, what is refused, and which figures belong to which cell."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recsys_compress.compare.cells import cells, first_cell, run_of, trials
+from recsys_compress.compare.compare import missing
+from recsys_compress.compare.records import Record, Records
+from recsys_compress.compare.spec import Study
+from recsys_compress.compare.study import load_study
+from recsys_compress.config import load_job
+from recsys_compress.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+JOB = """
+[data]
+path = "data"
+[embedding]
+dim = 8
+[variants.unified.embedding]
+learning_rate = 0.5
+"""
+STUDY = """
+title = "small"
+job = "job.toml"
+seeds = [0, 1]
+budgets = ["0.5x", "0.1x"]
+tries = [{ embedding.learning_rate = 0.1 }, { embedding.learning_rate = 0.01 }]
+
+[[methods]]
+name = "full"
+budgets = []
+tries = []
+
+[[methods]]
+name = "hash"
+try_budget = "0.1x"
+
+[[methods]]
+name = "unified"
+tries = [{ embedding.methods.unified.num_probes = { user = 2 } }]
+
+[[methods]]
+name = "pruned"
+method = "dynamic_sparse"
+after = "full"
+budgets = ["0.1x"]
+set = { train.epochs = 1 }
+"""
+
+
+def written(folder: Path, text: str = STUDY) -> Path:
+    (folder / "job.toml").write_text(JOB, encoding="utf-8")
+    path = folder / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return load_study(written(tmp_path))
+
+
+def named(study: Study, name: str) -> list[str]:
+    return [cell.name for cell in cells(study) if cell.entry.name == name]
+
+
+def test_cells_are_methods_by_budgets(study: Study) -> None:
+    assert named(study, "full") == ["full"]
+    assert named(study, "hash") == ["hash 0.5x", "hash 0.1x"]
+    assert cells(study)[-1].name == "pruned 0.1x"
+    assert [t.name for t in trials(study, study.entry("hash"), None)] == [
+        "hash 0.1x, try 1",
+        "hash 0.1x, try 2",
+    ]
+    # One choice is none.
+    assert trials(study, study.entry("unified"), None) == []
+
+
+def test_a_run_is_a_command_that_gives_its_job(study: Study) -> None:
+    unified = next(cell for cell in cells(study) if cell.name == "unified 0.1x")
+    run = run_of(study, unified, {})
+    assert run is not None
+    arguments = run.arguments(3)
+    assert arguments[:2] == ["train", study.job]
+    job = load_job(Path(arguments[1]), arguments[3::2])
+    assert (job.embedding.method, job.embedding.budget) == ("unified", "0.1x")
+    assert job.embedding.methods["unified"]["num_probes"] == {"user": 2}
+    assert (job.embedding.learning_rate, job.train.seed) == (0.5, 3)
+
+
+def test_what_hangs_on_trials_is_known_after_them(study: Study) -> None:
+    records = Records(study)
+    hashed = next(cell for cell in cells(study) if cell.name == "hash 0.1x")
+    assert records.run(hashed) is None
+    for trial, auc in zip(trials(study, study.entry("hash"), None), (0.7, 0.8), strict=True):
+        run = records.run(trial)
+        assert run is not None
+        figures = {"valid.auc": auc, "test.auc": auc}
+        records.add(Record(key=run.key, seed=0, run="", figures=figures))
+    picked = records.run(hashed)
+    assert picked is not None
+    assert "embedding.learning_rate=0.01" in picked.settings
+    # The trial at the first seed is the cell's own run.
+    assert records.figures(hashed, "test.auc") == {0: 0.8}
+    left = [f"{cell.name} {seed}" for cell, seed in missing(records, ["hash*"])]
+    assert left == ["hash 0.5x 0", "hash 0.5x 1", "hash 0.1x 1"]
+
+
+def test_trials_come_first_and_compressions_last(study: Study) -> None:
+    names = [cell.name for cell, _ in missing(Records(study))]
+    assert names[:2] == ["hash 0.1x, try 1", "hash 0.1x, try 2"]
+    assert names[-2:] == ["pruned 0.1x"] * 2
+    assert len(names) == 2 + 2 + 4 + 4 + 2
+
+
+def test_figures_hang_on_what_decides_them_alone(tmp_path: Path, study: Study) -> None:
+    def key(text: str, job: str = JOB) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "job.toml").write_text(job, encoding="utf-8")
+        (folder / "study.toml").write_text(text, encoding="utf-8")
+        other = load_study(folder / "study.toml")
+        run = run_of(other, next(c for c in cells(other) if c.name == "pruned 0.1x"), {})
+        assert run is not None
+        return run.key
+
+    own = key(STUDY)
+    assert own == key(STUDY.replace('"pruned"', '"pruned"\nline = "x"'))
+    assert own == key(STUDY, JOB.replace('"data"', '"elsewhere"') + '[tracking]\nuri = "x"\n')
+    assert own != key(STUDY, JOB.replace("dim = 8", "dim = 16"))
+    assert own != key(STUDY.replace("train.epochs = 1", "train.epochs = 2"))
+    assert own != run_of(study, first_cell(study, "full", None), {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('job = "job.toml"', 'job = "none.toml"', "none.toml: cannot be read"),
+        ("seeds = [0, 1]", "seed = [0]", "unknown key 'seed'; did you mean 'seeds'"),
+        ('name = "hash"', 'name = "full"', "methods: 'full' is there twice"),
+        ('name = "hash"', 'name = "hsah"', "'hsah'.*did you mean 'hash'"),
+        ('after = "full"', 'after = "ful"', "after = 'ful'; did you mean 'full'"),
+        ("train.epochs = 1", "train.epoch = 1", "'pruned'.*unknown key 'train.epoch'"),
+        ("train.epochs = 1", "embedding.budget = '1x'", "name `method` and `budgets` beside"),
+        (
+            "[[methods]]",
+            '[[claims]]\ntext = "x"\nleft = "fall"\n[[methods]]',
+            "did you mean 'full'",
+        ),
+        ("[[methods]]", '[[claims]]\ntext = "x"\nleft = "full"\n[[methods]]', "has no bound"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_study(written(tmp_path, STUDY.replace(old, new, 1)))
+
+
+def test_records_are_kept_merged_and_replaced(tmp_path: Path, study: Study) -> None:
+    full = first_cell(study, "full", None)
+    run = run_of(study, full, {})
+    assert run is not None
+    path = tmp_path / "results.json"
+    records = Records(
+        study,
+        [Record(key=run.key, seed=seed, figures={"test.auc": 0.9 - seed}) for seed in (0, 1)],
+    )
+    records.write(path)
+    assert path.read_text(encoding="utf-8").count("\n") == 4
+    again = Records.load(study, path)
+    again.add(Record(key=run.key, seed=1, figures={"test.auc": 0.95}))
+    assert again.figures(full, "test.auc") == {0: 0.9, 1: 0.95}
+    assert Records.load(study, tmp_path / "absent.json").all(full) == []
+    path.write_text("[{}]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"results\.json: cannot be read"):
+        Records.load(study, path)
+
+
+@pytest.mark.parametrize("name", ["movielens_1m", "frappe"])
+def test_the_studies_of_the_project_are_valid_and_their_figures_their_own(name: str) -> None:
+    study = load_study(ROOT / "studies" / f"{name}.toml")
+    path = ROOT / "studies" / name / "results.json"
+    records = Records.load(study, path)
+    kept = {record["key"] for record in json.loads(path.read_text(encoding="utf-8"))}
+    entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(study)}
+    known = [*(t for (_, m), entry in entries.items() for t in trials(study, entry, m))]
+    runs = [records.run(cell) for cell in [*known, *cells(study)]]
+    assert kept <= {run.key for run in runs if run is not None}
+    for claim in study.claims:
+        assert (claim.least is None) != (claim.most is None)
