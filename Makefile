@@ -1,4 +1,4 @@
-# setup, demo, test, soak, lint, bench, bench-scale, bench-serving, quality, lock.
+# setup, demo, test, soak, lint, bench, bench-scale, bench-serving, studies, lock.
 # DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test soak lint bench bench-scale bench-serving quality lock
+.PHONY: setup demo test soak lint bench bench-scale bench-serving studies lock
 
 setup: $(READY)
 	@:
@@ -53,9 +53,13 @@ bench-serving: setup
 bench-scale: setup
 	@$(BIN)/python -m benchmarks.scale
 
-# Real data, hours on 2 cores for what has no figures yet; DATA holds movielens-1m/ and frappe/.
-quality: setup
-	@$(BIN)/python -m benchmarks.quality $(if $(DATA),--data $(DATA))
+# The studies of real data, hours on 2 cores for what has no figures yet; DATA holds movielens-1m/
+# and frappe/.
+studies: setup
+	@for study in movielens_1m frappe; do \
+	    $(BIN)/recsys-compress compare studies/$$study.toml --processes 2 \
+	        $(if $(DATA),--data $(DATA)); \
+	done
 
 # A new lock, or another device, starts from an empty environment: nothing stale stays behind.
 $(LOCKED): $(LOCK)

@@ -1,6 +1,6 @@
 """Budget plans on real and generated data: `python -m benchmarks.plan --data PATH`.
 
-For each seed a model of full tables is trained (or taken from the quality study's folder; that of
+For each seed a model of full tables is trained (or taken from the study's own runs; that of
 generated data is the demonstration's). Then
 
 * points: one table at a time is compressed, and the validation logloss measured, against what the
@@ -24,10 +24,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.study.cells import MOVIELENS, by_name
-from benchmarks.study.plan_page import write
-from benchmarks.study.runs import ROOT, Runs
-from benchmarks.study.takeover import BUDGETS, SETTINGS, alone_of, blind, plans, sizes
+from benchmarks.case import ROOT
+from benchmarks.plan_page import write
+from benchmarks.takeover import BUDGETS, SETTINGS, alone_of, blind, plans, sizes
+from recsys_compress.compare.cells import first_cell, run_of
+from recsys_compress.compare.runner import Memory, Runner
+from recsys_compress.compare.study import load_study
 from recsys_compress.compress.method import Trained, Values
 from recsys_compress.compress.policy import full_bytes, make_rule, resolve
 from recsys_compress.config import EmbeddingConfig, Job, budget_bytes, load_job
@@ -56,11 +58,13 @@ from recsys_compress.train.build import lowered as lowered_job
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics, RunResult
 from recsys_compress.train.handover import hand_over
+from recsys_compress.train.memory import memory_bytes
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
 
 FIGURES = "plan.json"
+MOVIELENS = "movielens_1m"
 SYNTHETIC = "synthetic"
 SETS = (MOVIELENS, "frappe", SYNTHETIC)
 PURPOSES: tuple[Purpose, ...] = ("training", "serving")
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures what has no figures yet and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="of data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -94,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if data != MOVIELENS:
             parts = {what: parts[what] for what in PURPOSES}
         for seed in options.seeds:
-            folder = _folder(data, seed, Runs(data=options.data, work=options.work), options.runs)
+            folder = _folder(data, seed, options)
             for what in [what for what in options.parts if what in parts]:
                 if what == "points" and seed != options.seeds[0]:
                     continue
@@ -121,18 +125,27 @@ def _parts(runs: Path) -> dict[str, Measure]:
     }
 
 
-def _folder(data: str, seed: int, study: Runs, runs: Path) -> Path:
+def _folder(data: str, seed: int, options: argparse.Namespace) -> Path:
     """Returns the folder of the run of full tables, which is trained unless it is kept."""
     if data == SYNTHETIC:
-        out = runs / f"{SYNTHETIC}-s{seed}"
+        out = options.runs / f"{SYNTHETIC}-s{seed}"
         kept = list(out.glob("runs/*/result.json"))
         return (
             kept[0].parent
             if kept
             else demo(out, source=Synthetic(seed=seed), budgets=()).runs[0].folder
         )
-    study.prepare(data, seed)
-    return study.folder(by_name(f"{data}-full"), seed)
+    study = load_study(ROOT / "studies" / f"{data}.toml")
+    run = run_of(study, first_cell(study, "full", "dcnv2"), {})
+    runner = Runner(
+        study=study,
+        work=options.work / data,
+        data=options.data,
+        memory=Memory(memory_bytes()),
+        threads=1,
+    )
+    runner.prepare(seed)
+    return cast("Path", run and runner.trained(run, seed))
 
 
 def points(folder: Path) -> Iterator[Mapping[str, Any]]:

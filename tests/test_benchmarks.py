@@ -11,15 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plan, quality, report, run, scale
+from benchmarks import plan, report, run, scale, takeover
 from benchmarks.case import Case, Shape
+from benchmarks.plan import MOVIELENS
+from benchmarks.plan_page import spearman, write
 from benchmarks.report import Results
-from benchmarks.study import claims, page, takeover
-from benchmarks.study.cells import CELLS, MOVIELENS, TRIALS, Cell, by_name
-from benchmarks.study.claims import CLAIMS, Claim, StorageClaim
-from benchmarks.study.plan_page import spearman, write
-from benchmarks.study.plot import points
-from benchmarks.study.records import Record, Records
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.train.trainer import train
 from tests.train.jobs import make_job
@@ -129,130 +125,6 @@ def test_settings_of_the_process_leave_those_of_the_user(given: dict[str, str]) 
         [sys.executable, "-c", code], env=given, cwd=run.ROOT, capture_output=True, check=True
     )
     assert json.loads(done.stdout) == [given.get("OMP_WAIT_POLICY", "PASSIVE"), "1", False]
-
-
-FULL, UNIFIED = by_name("frappe-full"), by_name("frappe-unified-0.1x")
-
-
-def study(cell: Cell, *aucs: float, first_seed: int = 0, **figures: float) -> list[Record]:
-    """One record of a cell for each AUC."""
-    return [
-        Record(
-            run=cell.run,
-            seed=seed,
-            figures={"test.auc": auc, "valid.auc": auc, "bytes.tables": 1000, **figures},
-        )
-        for seed, auc in enumerate(aucs, first_seed)
-    ]
-
-
-def test_cells_have_names_of_their_own_and_claims_name_cells() -> None:
-    names = [cell.name for cell in (*CELLS, *TRIALS)]
-    assert len(names) == len(set(names))
-    for claim in CLAIMS:
-        assert by_name(claim.left).data == by_name(claim.right).data
-        assert (claim.least is None) != (claim.most is None)
-
-
-def test_every_choice_by_validation_is_among_what_was_tried() -> None:
-    tried = {cell.run for cell in TRIALS}
-    chosen = ("hash-0.1x", "hash-57531-width-8", "full-width-8", "mixed_dim-86384", "dnis-86384")
-    for name in chosen:
-        assert by_name(f"frappe-{name}").run in tried
-
-
-def test_records_are_kept_merged_and_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "quality.json"
-    records = Records([*study(FULL, 0.9, 0.8), *study(UNIFIED, 0.7)])
-    records.write(path)
-    assert len(json.loads(path.read_text(encoding="utf-8"))) == 3
-    assert path.read_text(encoding="utf-8").count("\n") == 5
-    again = Records.load(path)
-    again.add(study(FULL, 0.95, first_seed=1)[0])
-    assert again.figures(FULL, "test.auc") == {0: 0.9, 1: 0.95}
-    assert again.figures(UNIFIED, "test.auc") == {0: 0.7}
-    assert Records.load(tmp_path / "absent.json").all(FULL) == []
-
-
-def test_figures_of_other_settings_are_not_a_cells_own() -> None:
-    other = Cell(data=FULL.data, method="full", settings=(("embedding.dim", "8"),))
-    assert Records(study(other, 0.5)).all(FULL) == []
-    same = Cell(data=FULL.data, method="full", note="tried", settings=())
-    assert Records(study(same, 0.5)).figures(FULL, "test.auc") == {0: 0.5}
-
-
-def test_a_result_keeps_what_is_needed() -> None:
-    scores = {"auc": 0.9, "logloss": 0.123456789, "ne": 0.5, "rows": 10.0}
-    result = {"valid": scores, "test": scores, "bytes": {"tables": 10, "ratio": 2.0}, "seconds": 3}
-    record = Record.of(FULL, 1, result, "torch 2")
-    assert record.figures["test.logloss"] == 0.123457
-    assert record.figures["bytes.tables"] == 10
-    assert not {"test.rows", "bytes.ratio", "before.test.auc"} & record.figures.keys()
-    stored = record.stored("int8", {"test": {"auc": 0.89}, "bytes": {"tables": 4}})
-    assert stored.figures["int8.auc"] == 0.89
-    assert stored.figures["test.auc"] == 0.9
-
-
-@pytest.mark.parametrize(("least", "holds"), [(-0.02, True), (0.0, False)])
-def test_claims_compare_seed_by_seed(least: float, holds: bool) -> None:
-    # Seed 2 has no counterpart and does not count.
-    records = Records([*study(UNIFIED, 0.8, 0.9, 0.1), *study(FULL, 0.81, 0.91)])
-    claim = Claim(text="", left=UNIFIED.name, right=FULL.name, least=least)
-    verdict = claims.judge(claim, records)
-    assert (verdict.found, verdict.seeds) == ("-0.0100 ± 0.0000", 2)
-    assert verdict.holds is holds
-
-
-def test_other_figures_are_compared_by_ratio() -> None:
-    records = Records([*study(UNIFIED, 0.8, seconds=30.0), *study(FULL, 0.8, seconds=20.0)])
-    claim = Claim(text="", left=UNIFIED.name, right=FULL.name, figure="seconds", most=3.0)
-    verdict = claims.judge(claim, records)
-    assert (verdict.asked, verdict.found, verdict.holds) == ("≤ 3", "1.50", True)
-
-
-def test_what_was_not_run_or_cannot_be_is_not_judged() -> None:
-    claim = Claim(text="", left=UNIFIED.name, right=FULL.name, least=0.0)
-    verdict = claims.judge(claim, Records(study(UNIFIED, 0.8)))
-    assert (verdict.found, verdict.holds) == (None, None)
-    error = Record(run=FULL.run, seed=0, error="budget of 1 byte is out of reach; choose another")
-    records = Records([*study(UNIFIED, 0.8), error])
-    assert claims.judge(claim, records).found == "out of reach"
-    assert "budget of 1 byte is out of reach |" in page.rows_table(records, [FULL])
-
-
-def test_a_storage_type_is_judged_where_it_costs_most() -> None:
-    records = Records(
-        [*study(FULL, 0.9, **{"int8.auc": 0.8999}), *study(UNIFIED, 0.9, **{"int8.auc": 0.899})]
-    )
-    claim = StorageClaim(text="", data="frappe", storage="int8", most=0.0003)
-    verdict = claims.judge_storage(claim, records)
-    assert (verdict.left, verdict.found, verdict.holds) == (
-        UNIFIED.name,
-        "+0.0010 at most, of 2 rows",
-        False,
-    )
-
-
-def test_a_missed_floor_is_said() -> None:
-    # `unified` may lose 0.002 against full tables.
-    records = Records([*study(FULL, 0.985), *study(UNIFIED, 0.984)])
-    assert "| 0.9830 |" in page.rows_table(records, [UNIFIED])
-    records.add(study(UNIFIED, 0.98)[0])
-    assert "0.9830, MISSED" in page.rows_table(records, [UNIFIED])
-
-
-def test_the_page_is_written_without_running(tmp_path: Path) -> None:
-    as_large = by_name("frappe-unified-1x")
-    records = Records([*study(FULL, 0.9, 0.92), *study(as_large, 0.89)])
-    records.write(tmp_path / "quality.json")
-    quality.main(["--render", "--out", str(tmp_path)])
-    text = (tmp_path / "quality.md").read_text(encoding="utf-8")
-    assert "0.9100 ± 0.0141" in text
-    assert "| -0.0100 | 1 | DOES NOT HOLD |" in text
-    assert "not run" in text
-    for data in page.TITLES:
-        assert (tmp_path / f"quality-{data}.png").read_bytes().startswith(b"\x89PNG")
-    assert points(records, "frappe")["full"][0][:2] == (1000, pytest.approx(0.91))
 
 
 def test_the_study_of_plans_runs_on_any_model(

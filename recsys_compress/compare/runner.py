@@ -82,7 +82,7 @@ class Runner:
             StoppedError: the study is to stop.
         """
         try:
-            folder = self.folder(run, seed) or self._run(run, seed)
+            folder = self.trained(run, seed)
         except UserError as error:
             if _OUT_OF_REACH not in str(error):
                 raise
@@ -90,6 +90,15 @@ class Runner:
                 key=run.key, seed=seed, run=words(run), error=str(error), versions=versions()
             )
         return record_of(run, seed, folder)
+
+    def trained(self, run: Run, seed: int) -> Path:
+        """Returns the folder of a run, which is run, or gone on with, unless it has ended.
+
+        Raises:
+            UserError: it fails, or needs more memory than there is.
+            StoppedError: the study is to stop.
+        """
+        return self.folder(run, seed) or self._run(run, seed)
 
     def folder(self, run: Run, seed: int) -> Path | None:
         """Returns the folder of a run that has ended, if it is here."""

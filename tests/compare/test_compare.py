@@ -17,7 +17,10 @@ from recsys_compress.compare.runner import Memory, StoppedError
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),
+    pytest.mark.timeout(300),  # a dozen processes, each of which imports torch
+]
 
 JOB = """
 [data]

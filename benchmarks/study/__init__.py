@@ -1,1 +1,0 @@
-"""The quality study: its cells and claims, their runs, the kept figures and the page."""
