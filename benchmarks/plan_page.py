@@ -15,10 +15,10 @@ from recsys_compress.track.plots import COLOURS, GREY, MARKERS
 INTRODUCTION = """# Budget plans
 
 Written by `python -m benchmarks.plan` from the figures in [plan.json](plan.json). For each seed one
-model of full tables is trained as in the [studies](../../studies/movielens_1m/report.md). But for the last part,
-everything here is that model with its tables changed, and nothing is trained again. So plans and
-uniform policies, which store all tables in one way, start from the same and can be compared at any
-number of bytes."""
+model of full tables is trained as in the [study](../../studies/movielens_1m/report.md). But for the
+last part, everything here is that model with its tables changed, and nothing is trained again. So
+plans and uniform policies, which store all tables in one way, start from the same and can be
+compared at any number of bytes."""
 SETS = {
     "movielens_1m": "MovieLens-1M",
     "frappe": """Frappe
@@ -49,8 +49,8 @@ TRAINED = """Test AUC by training bytes, optimizer state included. "plan" is of 
 "reference", trained from the reference run's tables on, with its settings and as long as it was; so
 in all it has had two trainings. The others are trained once, from scratch: plans of the grade
 "probes", and uniform policies, whose ranks, widths or rows are what fits the same bytes (none where
-no size is within 5 %). More of these are in the [studies](../../studies/movielens_1m/report.md), where budgets are of
-parameters alone."""
+no size is within 5 %). More of these are in the [study](../../studies/movielens_1m/report.md), where
+budgets are of parameters alone."""
 _LEAST = 1e-7  # of the plot's axes
 
 
