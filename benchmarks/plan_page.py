@@ -49,8 +49,8 @@ TRAINED = """Test AUC by training bytes, optimizer state included. "plan" is of 
 "reference", trained from the reference run's tables on, with its settings and as long as it was; so
 in all it has had two trainings. The others are trained once, from scratch: plans of the grade
 "probes", and uniform policies, whose ranks, widths or rows are what fits the same bytes (none where
-no size is within 5 %). More of these are in the [study](../../studies/movielens_1m/report.md), where
-budgets are of parameters alone."""
+no size is within 5 %). More of these are in the [study](../../studies/movielens_1m/report.md),
+where budgets are of parameters alone."""
 _LEAST = 1e-7  # of the plot's axes
 
 
