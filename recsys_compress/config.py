@@ -1,34 +1,32 @@
 """The job: everything a training run depends on, as frozen dataclasses and as one TOML file.
 
-An unknown key, a wrong type or a value out of range is a `UserError` that names the key and the
-nearest valid one. `Job` is the whole; `load_job` reads it, `dump_job` writes the resolved form.
+`Job` is the whole; `load_job` reads it, `dump_job` writes the resolved form.
 """
 
 import dataclasses
-import json
 import re
-import tomllib
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from recsys_compress.errors import UserError, nearest
+from recsys_compress.errors import UserError
 from recsys_compress.files import read_toml
+from recsys_compress.settings import (
+    STRICT,
+    Count,
+    Fraction,
+    NonNegative,
+    Rate,
+    merged,
+    overridden,
+    parse,
+    without_none,
+)
 
-T = TypeVar("T")
-
-# JSON's strict mode takes a list for a tuple and an integer for a float, and nothing else.
-STRICT = ConfigDict(extra="forbid", strict=True)
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 ModelName = Literal["dcnv2", "dlrm", "deepfm", "autoint"]
 TableOptimizerName = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
 DenseOptimizerName = Literal["adam", "adagrad", "sgd"]
@@ -355,32 +353,15 @@ def raw_job(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: variants must be sections like [variants.unified.train]")
     overrides = list(overrides)
     for name, variant in variants.items():  # each must be valid, chosen or not
-        parse(Job, _merged(raw, variant), where=f"{path}: variants.{name}")
-    chosen = _overridden(raw, overrides).get("embedding", {})
+        parse(Job, merged(raw, variant), where=f"{path}: variants.{name}")
+    chosen = overridden(raw, overrides).get("embedding", {})
     method = chosen.get("method", "full") if isinstance(chosen, dict) else None
-    return _overridden(_merged(raw, variants.get(method, {})), overrides)
+    return overridden(merged(raw, variants.get(method, {})), overrides)
 
 
 def dump_job(job: Job) -> str:
     """Returns the resolved job as TOML: every key, except those that are None."""
     return tomli_w.dumps(without_none(dataclasses.asdict(job)))
-
-
-def parse(kind: type[T], raw: Mapping[str, Any], *, where: str) -> T:
-    """Builds a settings dataclass from parsed TOML.
-
-    Args:
-        kind: the dataclass; fields it does not have and values of other types are refused.
-        raw: the parsed TOML.
-        where: file or key that messages begin with.
-
-    Raises:
-        UserError: the first thing that is wrong, with the mend.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        raise UserError(f"{where}: {_explain(kind, error)}") from None
 
 
 def parse_bytes(text: str) -> int:
@@ -414,64 +395,3 @@ def budget_bytes(budget: str | int, full_bytes: int) -> int:
     if float(share[1]) <= 0:
         raise UserError(f"budget {budget!r} is not positive; write a share like 0.1x")
     return int(float(share[1]) * full_bytes)
-
-
-def _merged(raw: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `raw` with the values of `over` laid over it, section by section."""
-    merged = dict(raw)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            value = _merged(below, value)
-        merged[key] = value
-    return merged
-
-
-def _overridden(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Returns `raw` with each `key=value` applied; a value is TOML, or else a plain string."""
-    merged = dict(raw)
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key.strip():
-            raise UserError(f"--set {override!r}: write it as key=value, like train.seed=1")
-        try:
-            value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        for part in reversed(key.strip().split(".")):
-            value = {part: value}
-        merged = _merged(merged, value)
-    return merged
-
-
-def _explain(kind: type, error: ValidationError) -> str:
-    """Returns one line for one fault: an unknown key, since others may follow from it, or any."""
-    unknown = ("unexpected_keyword_argument", "extra_forbidden")
-    fault = min(error.errors(include_url=False), key=lambda f: f["type"] not in unknown)
-    path = [str(part) for part in fault["loc"]]
-    key = ".".join(path)
-    if fault["type"] in unknown:
-        return f"unknown key {key!r}; {nearest(path[-1], _keys(kind, path[:-1]))}"
-    if fault["type"] in ("missing", "missing_argument"):
-        return f"key {key!r} is missing; add it"
-    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-
-
-def _keys(kind: type, path: list[str]) -> list[str]:
-    """Returns the field names of the dataclass at `path` inside `kind`."""
-    for part in path:
-        hint = typing.get_type_hints(kind).get(part)
-        if hint is None and part.isdigit():
-            continue
-        inner = [a for a in typing.get_args(hint) if dataclasses.is_dataclass(a)]
-        kind = inner[0] if inner else hint  # type: ignore[assignment]
-    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-
-
-def without_none(value: Any) -> Any:
-    """Returns plain data without the keys whose value is None, which TOML does not have."""
-    if isinstance(value, dict):
-        return {k: without_none(v) for k, v in value.items() if v is not None}
-    if isinstance(value, (list, tuple)):
-        return [without_none(v) for v in value]
-    return value

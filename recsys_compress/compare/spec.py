@@ -35,7 +35,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from recsys_compress.config import STRICT, ModelName
+from recsys_compress.config import ModelName
+from recsys_compress.settings import STRICT
 
 Settings = dict[str, Any]  # a part of a job, as TOML has it
 Served = Annotated[str, Field(pattern="^(fp16|bf16|int8|int4|int2)$")]

@@ -7,9 +7,10 @@ from pathlib import Path
 from recsys_compress.compare.cells import cells, overrides, settings_tried
 from recsys_compress.compare.spec import Entry, Study
 from recsys_compress.compress.method import method_class
-from recsys_compress.config import load_job, parse
+from recsys_compress.config import load_job
 from recsys_compress.errors import UserError, nearest
 from recsys_compress.files import read_toml
+from recsys_compress.settings import parse
 
 
 def load_study(path: Path) -> Study:

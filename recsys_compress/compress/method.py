@@ -13,8 +13,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.spectrum import Item
-from recsys_compress.config import STRICT
 from recsys_compress.errors import UserError, nearest
+from recsys_compress.settings import STRICT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,10 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.lowering import TableOptions
 from recsys_compress.compress.policy import Policy
-from recsys_compress.config import STRICT, EmbeddingConfig, parse, without_none
+from recsys_compress.config import EmbeddingConfig
 from recsys_compress.errors import UserError
 from recsys_compress.files import read_toml, write_text
+from recsys_compress.settings import STRICT, parse, without_none
 
 FORMAT = 1
 

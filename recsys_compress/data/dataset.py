@@ -22,12 +22,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_compress.config import parse
 from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import CategoricalField, Schema
 from recsys_compress.data.split import SPLITS, Split
 from recsys_compress.errors import UserError, nearest
 from recsys_compress.files import sha256
+from recsys_compress.settings import parse
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys_compress.compress.size import DataType
-from recsys_compress.config import STRICT, parse
 from recsys_compress.data.hashing import HASH_VERSION
 from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import Schema
 from recsys_compress.errors import UserError
 from recsys_compress.files import sha256
+from recsys_compress.settings import STRICT, parse
 
 FORMAT_VERSION = 1
 MANIFEST = "artifact.json"

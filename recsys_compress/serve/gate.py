@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recsys_compress.config import STRICT, Count, Fraction, NonNegative, Rate, parse, parse_bytes
+from recsys_compress.config import parse_bytes
 from recsys_compress.data.columns import labels
 from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.reader import Reader
@@ -22,6 +22,7 @@ from recsys_compress.files import read_toml
 from recsys_compress.serve import rows as raw
 from recsys_compress.serve.compare import Floats, auc_difference, drift
 from recsys_compress.serve.predictor import BATCH_ROWS, Predictor
+from recsys_compress.settings import STRICT, Count, Fraction, NonNegative, Rate, parse
 from recsys_compress.train.metrics import BinaryMetrics
 
 _WARM_UP, _TIMED = 5, 50

@@ -26,8 +26,8 @@ from recsys_compress.compress.methods.quotient_remainder import QuotientRemainde
 from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.compress.policy import describe, full_bytes
 from recsys_compress.compress.selection import Block
-from recsys_compress.config import parse
 from recsys_compress.errors import UserError
+from recsys_compress.settings import parse
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
 
 # By the name of the method, which may be followed by a variant.

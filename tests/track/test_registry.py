@@ -185,7 +185,7 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 from recsys_compress.compress.storage import StoragePlan
-from recsys_compress.config import parse
+from recsys_compress.settings import parse
 from recsys_compress.serve.gate import GatePolicy
 from recsys_compress.track.promotion import promote, rollback
 from recsys_compress.track.registry import register

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from recsys_compress.config import parse
 from recsys_compress.data.sources.criteo import Criteo
 from recsys_compress.data.sources.frappe import Frappe
 from recsys_compress.data.sources.movielens import MovieLens1M
@@ -10,6 +9,7 @@ from recsys_compress.data.sources.source import Source
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.data.sources.tabular import Tabular
 from recsys_compress.errors import UserError, nearest
+from recsys_compress.settings import parse
 
 SOURCES: dict[str, type[Source]] = {
     kind.name: kind for kind in (MovieLens1M, Frappe, Criteo, Tabular, Synthetic)

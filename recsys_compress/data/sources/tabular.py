@@ -41,7 +41,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_compress.config import parse
 from recsys_compress.data.columns import labels, weights
 from recsys_compress.data.inputs import DenseInput, IdInput, Inputs, TimePart
 from recsys_compress.data.schema import Pooling
@@ -64,6 +63,7 @@ from recsys_compress.data.split import (
 )
 from recsys_compress.errors import UserError
 from recsys_compress.files import read_toml
+from recsys_compress.settings import parse
 
 _COMPARISONS = {
     ">=": pc.greater_equal,
