@@ -77,11 +77,6 @@ class Run:
             words += ["--budget", self.budget] if self.budget else []
         return [*words, *(word for setting in settings for word in ("--set", setting))]
 
-    def command(self, seed: int) -> str:
-        """Returns the command that runs it alone; of a compression, after that of its model."""
-        own = shlex.join(["recsys-compress", *self.arguments(seed)])
-        return own if self.after is None else f"{self.after.command(seed)} && {own}"
-
 
 def cells(study: Study) -> list[Cell]:
     """Returns the rows of a study, those that compress another's model last."""
@@ -92,6 +87,22 @@ def cells(study: Study) -> list[Cell]:
         for budget in _budgets(study, entry)
     ]
     return sorted(found, key=lambda cell: cell.entry.after is not None)
+
+
+def commands(study: Study, run: Run, seed: int) -> list[str]:
+    """Returns the commands that run a run alone, one after the other: its data and model first."""
+    made, data = study.prepare, f"data-s{seed}"
+    words: list[list[str]] = []
+    more = [f"data.path={data}"] if made is not None else []
+    if made is not None and run.after is None:
+        source = [] if made.folder is None else ["--from", made.folder]
+        given = [part for key in overrides(made.options) for part in ("--option", key)]
+        words.append(["prepare", made.source, *source, *given, "--out", data, "--seed", str(seed)])
+    if run.after is not None:
+        before = commands(study, run.after, seed)
+        return [*before, shlex.join(["recsys-compress", *run.arguments(seed)])]
+    words.append(run.arguments(seed, *more))
+    return [shlex.join(["recsys-compress", *own]) for own in words]
 
 
 def first_cell(study: Study, name: str, model: str | None) -> Cell:

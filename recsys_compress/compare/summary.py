@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recsys_compress.compare.cells import Cell, Run, cells, seeds_of, trials
+from recsys_compress.compare.cells import Cell, Run, cells, commands, seeds_of, trials
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.spec import AUC
 from recsys_compress.compare.verdicts import Verdict, storage_costs, verdicts
@@ -34,7 +34,7 @@ class Row:
         on_front: whether no other row has at most its bytes and a higher mean AUC.
         in_training: whether the budget holds from the first step to the last: not where full
             tables are trained or searched first.
-        command: that runs the first seed of it alone.
+        commands: that run the first seed of it alone.
     """
 
     cell: Cell
@@ -44,7 +44,7 @@ class Row:
     costs: Mapping[str, float]
     on_front: bool
     in_training: bool
-    command: str
+    commands: tuple[str, ...]
 
     @property
     def auc(self) -> float:
@@ -148,7 +148,7 @@ def plain(summary: Summary) -> dict[str, Any]:
             "seeds": sorted(row.aucs),
             "costs": dict(row.costs),
             "on_front": row.on_front,
-            "command": row.command,
+            "commands": list(row.commands),
         }
         for row in summary.rows
     ]
@@ -184,7 +184,7 @@ def _row(records: Records, cell: Cell, run: Run, own: Sequence[Record]) -> Row:
         costs={kind: statistics.mean(values) for kind, values in costs.items() if values},
         on_front=False,
         in_training=run.after is None and _is_one_stage(run),
-        command=run.command(own[0].seed),
+        commands=tuple(commands(records.study, run, own[0].seed)),
     )
 
 

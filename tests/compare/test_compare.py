@@ -105,8 +105,8 @@ def test_a_study_is_run_recorded_and_not_run_again(
     assert pruned["figures"]["inference.ratio"] > 0
     assert sum(taken for _, taken in pruned["tables"]) == pruned["figures"]["bytes.tables"]
     # The command of a cell is all it takes to run it alone.
-    command = next(r["command"] for r in found["rows"] if r["cell"] == "hash 0.5x").split()
-    alone = [*command[1:], "--set", f"train.output={tmp_path / 'alone'}", "--json"]
+    (command,) = next(r["commands"] for r in found["rows"] if r["cell"] == "hash 0.5x")
+    alone = [*command.split()[1:], "--set", f"train.output={tmp_path / 'alone'}", "--json"]
     assert cli.run(alone) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["test"]["auc"] == pytest.approx(found["rows"][1]["auc"], abs=2e-6)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys_compress.compare.cells import cells, first_cell, run_of, trials
+from recsys_compress.compare.cells import cells, commands, first_cell, run_of, trials
 from recsys_compress.compare.compare import missing
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.spec import Study
@@ -89,6 +89,19 @@ def test_a_run_is_a_command_that_gives_its_job(study: Study) -> None:
     assert (job.embedding.method, job.embedding.budget) == ("unified", "0.1x")
     assert job.embedding.methods["unified"]["num_probes"] == {"user": 2}
     assert (job.embedding.learning_rate, job.train.seed) == (0.5, 3)
+
+
+def test_the_commands_of_a_cell_make_its_data_and_model_first() -> None:
+    study = load_study(ROOT / "studies" / "movielens_1m.toml")
+    pruned = next(c for c in cells(study) if c.name == "dcnv2: full, trained again 1x")
+    run = run_of(study, pruned, {})
+    assert run is not None
+    made, trained, again = commands(study, run, 2)
+    assert made == (
+        "recsys-compress prepare movielens-1m --from movielens-1m --out data-s2 --seed 2"
+    )
+    assert trained.endswith("--set data.path=data-s2 --set train.seed=2")
+    assert again == ("recsys-compress compress RUN --method full --budget 1x --set train.epochs=5")
 
 
 def test_what_hangs_on_trials_is_known_after_them(study: Study) -> None:
