@@ -1,6 +1,7 @@
 """Reading of study files."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def load_study(path: Path) -> Study:
         UserError: it or its job cannot be read, or something in it is not valid.
     """
     study = parse(Study, read_toml(path, "name a study file"), where=str(path))
-    study = dataclasses.replace(study, job=str(path.parent / study.job))
+    study = dataclasses.replace(study, job=os.path.normpath(path.parent / study.job))
     names = [entry.name for entry in study.methods]
     if not names or not study.seeds:
         raise UserError(f"{path}: needs at least one of [[methods]], and a seed")
