@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recsys_compress.track.plots import FONT, GREY, format_bytes
+from recsys_compress.track.plots import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SMALL = FONT - 1
 _LEAST = 0.04  # share of the axis from which on a part has room for its text
 
 
@@ -82,7 +81,7 @@ def draw_bars(axes: "Axes", bars: Sequence[Bar], title: str, *, shares: bool = F
     line, places = 0.0, []
     for bar in bars:
         if bar.heading:
-            axes.text(0, line + 0.12, bar.heading, va="center", fontsize=FONT)
+            axes.text(0, line + 0.12, bar.heading, va="center")
             line += 1
         places.append(line)
         end = 0.0
@@ -94,7 +93,7 @@ def draw_bars(axes: "Axes", bars: Sequence[Bar], title: str, *, shares: bool = F
                 axes.text(middle, line, part.text, ha="center", va="center_baseline")
             end += width
         if not shares:
-            axes.text(end, line, f" {bar.total}", va="center_baseline", fontsize=_SMALL)
+            axes.text(end, line, f" {bar.total}", va="center_baseline")
         line += 1
     axes.set_yticks(places, [bar.label for bar in bars])
     axes.tick_params(axis="y", length=0)
@@ -103,5 +102,6 @@ def draw_bars(axes: "Axes", bars: Sequence[Bar], title: str, *, shares: bool = F
     axes.xaxis.set_major_formatter(
         lambda value, _: f"{value:.0%}" if shares else format_bytes(value)
     )
-    axes.spines["left"].set_color(GREY)
+    axes.spines["left"].set_visible(False)
+    axes.set_axisbelow(True)
     axes.grid(visible=False, axis="y")

@@ -10,7 +10,7 @@ from recsys_compress.compare.bars import Bar, Part, draw_bars, lines
 from recsys_compress.compare.records import Record
 from recsys_compress.compare.spec import Study
 from recsys_compress.compare.summary import Row, Summary
-from recsys_compress.compare.tables import Table
+from recsys_compress.compare.tables import Table, published
 from recsys_compress.track.plots import (
     COLOURS,
     DASHES,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CLOSE = 0.02  # test AUC; what loses more has a panel of its own, so as not to flatten the others
 PALE = ("#8FC1E3", "#F2B48A", "#8FD3B8", "#EBC3DA", "#F5D38A", "#BFE0F5", "#CFCFCF", "#CBA3BC")
+MIDDLE_GREY, PALE_GREY = "#BBBBBB", "#DDDDDD"
 CHOSEN = "Shown are the study's first row and the best within each budget"
 Style = Mapping[str, Any]
 
@@ -108,6 +109,7 @@ def _quality(summary: Summary, model: str | None) -> Chart:
     rows = [row for row in summary.rows if row.cell.model == model]
     look = styles(summary.records.study)
     top, least = rows[0].auc, min(row.auc for row in rows)
+    printed = any(published(row) is not None for row in rows)
     both = least < top - CLOSE < max(row.auc for row in rows)
 
     def draw(narrow: bool) -> "Figure":
@@ -126,8 +128,8 @@ def _quality(summary: Summary, model: str | None) -> Chart:
         name=f"quality-{model}" if model else "quality",
         title="Quality against bytes" + (f": {model}" if model else ""),
         caption="Mean test AUC over the seeds; bands and bars are 95 % intervals. The Pareto front "
-        "is what no other row beats in both bytes and AUC. Hollow marks are what papers print for "
-        "the same budget. Lines of one colour are of one method.",
+        "is what no other row beats in both bytes and AUC. Lines of one colour are of one method."
+        + (" Hollow marks are what papers print for the same budget." if printed else ""),
         label=f"Test AUC against bytes of the embedding tables, {len(rows)} rows; on the Pareto "
         f"front: {', '.join(named(row) for row in rows if row.on_front)}",
         draw=draw,
@@ -136,15 +138,15 @@ def _quality(summary: Summary, model: str | None) -> Chart:
 
 def _draw_quality(axes: "Axes", rows: Sequence[Row], look: Mapping[str, Style]) -> None:
     front = sorted((row.bytes, row.auc) for row in rows if row.on_front)
-    own = {"drawstyle": "steps-post", "lw": 6, "alpha": 0.35, "ms": 14, "mec": "none"}
-    axes.plot(*zip(*front, strict=True), "-o", c="#BBBBBB", zorder=1, label="Pareto front", **own)
+    look_of_front: Style = {"drawstyle": "steps-post", "lw": 6, "ms": 14, "mec": "none"}
+    sizes, aucs = zip(*front, strict=True)
+    axes.plot(sizes, aucs, "-o", c=PALE_GREY, zorder=1, label="Pareto front", **look_of_front)
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.cell.entry.line or row.cell.entry.name, []).append(row)
-    published = False
     for name, points in lines.items():
         points.sort(key=lambda row: row.bytes)
-        sizes, aucs = [row.bytes for row in points], [row.auc for row in points]
+        sizes, aucs = zip(*((row.bytes, row.auc) for row in points), strict=True)
         margins, style = [row.margin for row in points], look[name]
         axes.plot(sizes, aucs, label=name, **style)
         if len(points) > 1:
@@ -153,11 +155,10 @@ def _draw_quality(axes: "Axes", rows: Sequence[Row], look: Mapping[str, Style]) 
         else:
             axes.errorbar(sizes, aucs, yerr=margins, c=style["c"], capsize=3, lw=1)
         for row in points:
-            value = row.cell.entry.published.get(row.cell.budget or "")
+            value = published(row)
             if value is not None:
-                published = True
                 axes.plot(row.bytes, value, style["marker"], c=style["c"], mfc="white", ms=7)
-    if published:
+    if any(published(row) is not None for row in rows):
         axes.plot([], [], "o", c=GREY, mfc="white", ms=7, label="published (hollow)")
     axes.axhline(rows[0].auc, ls="--", c=GREY, lw=1)
     log_bytes(axes)
@@ -201,7 +202,9 @@ def _training(rows: Sequence[Row]) -> Chart | None:
 
 def _memory(rows: Sequence[Row]) -> Chart | None:
     """Returns memory in training: of the process, and of tables and optimizer state."""
-    peaks = [Bar.of([(row.mean("peak_rss_bytes"), COLOURS[0])], heading=named(row)) for row in rows]
+    peaks = [
+        Bar.of([(row.mean("peak_rss_bytes"), MIDDLE_GREY)], heading=named(row)) for row in rows
+    ]
     states = [
         Bar.of(
             [(row.mean("bytes.tables"), COLOURS[0]), (row.mean("bytes.optimizer"), COLOURS[4])],
@@ -216,7 +219,7 @@ def _memory(rows: Sequence[Row]) -> Chart | None:
         figure, axes = panels(2, narrow=narrow, height=0.9 + 0.24 * lines(peaks))
         draw_bars(axes[0], peaks, "peak resident memory of the process")
         draw_bars(axes[1], states, "tables and optimizer state")
-        colours = {"tables; the process as a whole": COLOURS[0], "optimizer state": COLOURS[4]}
+        colours = {"tables": COLOURS[0], "optimizer state": COLOURS[4]}
         _patches(figure, colours, narrow=narrow)
         return figure
 
@@ -241,7 +244,7 @@ def _serving(summary: Summary, rows: Sequence[Row]) -> Chart | None:
         }
         heading = named(row)
         for kind, size in kinds.items():
-            sizes = [(size, COLOURS[0]), (layers, "#BBBBBB")]
+            sizes = [(size, COLOURS[0]), (layers, MIDDLE_GREY)]
             bars.append(Bar.of(sizes, heading=heading, label=kind))
             heading = ""
     if not any(bar.parts for bar in bars):
@@ -250,7 +253,7 @@ def _serving(summary: Summary, rows: Sequence[Row]) -> Chart | None:
     def draw(narrow: bool) -> "Figure":
         figure, (axes,) = panels(1, narrow=narrow, height=0.9 + 0.24 * lines(bars))
         draw_bars(axes, bars, "bytes of the model")
-        colours = {"embedding tables": COLOURS[0], "layers, in fp32": "#BBBBBB"}
+        colours = {"embedding tables": COLOURS[0], "layers, in fp32": MIDDLE_GREY}
         _patches(figure, colours, narrow=narrow)
         return figure
 
@@ -367,7 +370,7 @@ def _patches(figure: "Figure", colours: Mapping[str, str], *, narrow: bool) -> N
 def _below(
     figure: "Figure", handles: Sequence[Any], labels: Sequence[str], *, narrow: bool
 ) -> None:
-    wrapped = [textwrap.fill(label, 38) for label in labels]
+    wrapped = [textwrap.fill(label, 38 if narrow else 55) for label in labels]
     widest = max(len(line) for label in wrapped for line in label.splitlines())
     columns = max(1, int(figure.get_figwidth() / (0.6 + 0.085 * widest)))
     rows = math.ceil(len(labels) / columns) + sum("\n" in label for label in wrapped) / columns

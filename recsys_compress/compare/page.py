@@ -8,7 +8,7 @@ from recsys_compress.compare.charts import Chart, charts
 from recsys_compress.compare.summary import Summary
 from recsys_compress.files import write_text
 from recsys_compress.track.plots import write_png
-from recsys_compress.track.webpage import page, picture, plain, table
+from recsys_compress.track.webpage import page, picture, plain, table, terms
 
 COMMANDS = (
     "Each of these runs one seed of one row, without the study. RUN is the folder that the "
@@ -77,8 +77,7 @@ def _chart(chart: Chart) -> str:
 
 
 def _advice(summary: Summary) -> str:
-    told = "\n".join(f"<dt>{plain(use)}</dt><dd>{plain(said)}</dd>" for use, said in summary.advice)
-    return f"<h2>What to take</h2>\n<dl>\n{told}\n</dl>" if told else ""
+    return f"<h2>What to take</h2>\n{terms(summary.advice)}" if summary.advice else ""
 
 
 def _commands(summary: Summary) -> str:

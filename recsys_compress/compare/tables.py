@@ -91,7 +91,7 @@ def rows(summary: Summary) -> Table:
         "table bytes": lambda row: f"{row.bytes:,.0f}",
         "test AUC": lambda row: _spread(row, AUC),
         "95 %": interval,
-        "published": _published,
+        "published": lambda row: _shown(published(row), ".4f"),
         "on the front": lambda row: "yes" if row.on_front else "",
         "seeds": lambda row: str(len(row.aucs)),
         "valid AUC": lambda row: _spread(row, "valid.auc"),
@@ -141,19 +141,22 @@ def interval(row: Row) -> str:
     return f"± {row.margin:.4f}" if len(row.aucs) > 1 else ""
 
 
+def published(row: Row) -> float | None:
+    """Returns the test AUC that a paper prints for a row's method and budget."""
+    return row.cell.entry.published.get(row.cell.budget or "")
+
+
 def _spread(row: Row, figure: str) -> str:
     values = [record.figures[figure] for record in row.records if figure in record.figures]
     return mean_and_spread(values) if values else ""
 
 
 def _mean(row: Row, figure: str, form: str) -> str:
-    value = row.mean(figure)
+    return _shown(row.mean(figure), form)
+
+
+def _shown(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-def _published(row: Row) -> str:
-    value = row.cell.entry.published.get(row.cell.budget or "")
-    return "" if value is None else f"{value:.4f}"
 
 
 def _cost(kind: str) -> Callable[[Row], str]:

@@ -157,9 +157,10 @@ def panels(number: int, *, narrow: bool, height: float) -> tuple["Figure", list[
     """
     # The figure class alone: no window system, nothing global, and half the import time.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     size = (NARROW, number * height) if narrow else (WIDE, height)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     shape = (number, 1) if narrow else (1, number)
     axes = list(figure.subplots(*shape, squeeze=False).flat)
     _tidy(axes)

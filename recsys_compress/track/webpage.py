@@ -11,7 +11,7 @@ _STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
 body { font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 70rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word }
+  max-width: 74rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word }
 h1, h2, h3 { line-height: 1.2; margin: 2.2rem 0 .6rem }
 h1 { font-size: 1.8rem; margin-top: 1rem }
 h2 { font-size: 1.35rem; border-bottom: 1px solid #ccc; padding-bottom: .3rem }
@@ -26,9 +26,11 @@ svg { display: block; width: 100%; height: auto; max-width: 62rem }
 .scroll { overflow-x: auto; margin: 1rem 0 }
 table { border-collapse: collapse; font-size: .875rem }
 th, td { border-bottom: 1px solid #ddd; padding: .35rem .7rem; text-align: left;
-  vertical-align: top; min-width: 4rem; max-width: 26rem }
-th { background: #f4f4f4 }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+  vertical-align: top; white-space: nowrap }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
+th, th:first-child { background: #f4f4f4 }
+.number { text-align: right; font-variant-numeric: tabular-nums }
+.long { white-space: normal; min-width: 10rem; max-width: 26rem }
 th button { all: unset; cursor: pointer }
 th button:focus-visible { outline: 2px solid #0072b2 }
 th[aria-sort=ascending] button::after { content: " \\2191" }
@@ -56,7 +58,7 @@ for (const head of document.querySelectorAll("table.sortable th")) {
     const shown = row => row.cells[column].textContent;
     const compared = (a, b) => {
       const [x, y] = [a, b].map(text => parseFloat(text.replaceAll(",", "")));
-      return head.className && x !== y ? x - y : a.localeCompare(b);
+      return head.className === "number" && x !== y ? x - y : a.localeCompare(b);
     };
     body.append(...[...body.rows].sort((a, b) => {
       const [x, y] = [shown(a), shown(b)];
@@ -68,6 +70,7 @@ for (const head of document.querySelectorAll("table.sortable th")) {
 """
 # Nothing is fetched, whatever a title or a name may have in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_LONG = 20  # characters
 _NUMBER = re.compile(r"[-+±≥≤<>]?\s?[\d.]")
 
 
@@ -115,10 +118,7 @@ def table(
         label: what the table is, for those who do not see it.
         sortable: whether a press on a heading sorts by its column.
     """
-    kinds = [""] + [
-        ' class="number"' if all(_NUMBER.match(row[i]) or not row[i] for row in rows) else ""
-        for i in range(1, len(titles))
-    ]
+    kinds = [_kind([row[i] for row in rows], first=i == 0) for i in range(len(titles))]
     head = "".join(
         f'<th scope="col"{kind}>{plain(title)}</th>'
         for title, kind in zip(titles, kinds, strict=True)
@@ -135,6 +135,12 @@ def table(
     )
 
 
+def terms(pairs: Sequence[tuple[str, str]]) -> str:
+    """Returns a list of terms, each with what is said of it, as plain text."""
+    told = "\n".join(f"<dt>{plain(term)}</dt><dd>{plain(said)}</dd>" for term, said in pairs)
+    return f"<dl>\n{told}\n</dl>"
+
+
 def picture(draw: Draw, name: str, label: str, caption: str) -> str:
     """Returns a figure as SVG, drawn for wide and for narrow screens, with its caption.
 
@@ -144,13 +150,17 @@ def picture(draw: Draw, name: str, label: str, caption: str) -> str:
         label: what is to be seen, for those who do not see it.
         caption: as plain text.
     """
-    drawn = [
-        f'<div class="{width}">'
-        + as_svg(draw, name, narrow=width == "narrow").replace(
-            "<svg ", f'<svg role="img" aria-label="{plain(label)}" ', 1
-        )
-        + "</div>"
-        for width in ("wide", "narrow")
-    ]
-    shown = "\n".join(drawn)
-    return f'<figure id="{plain(name)}">\n{shown}\n<figcaption>{plain(caption)}</figcaption>\n</figure>'
+    drawn = []
+    for width in ("wide", "narrow"):
+        svg = as_svg(draw, name, narrow=width == "narrow")
+        labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{plain(label)}" ', 1)
+        drawn.append(f'<div class="{width}">{labelled}</div>\n')
+    below = f"<figcaption>{plain(caption)}</figcaption>"
+    return f'<figure id="{plain(name)}">\n{"".join(drawn)}{below}\n</figure>'
+
+
+def _kind(cells: Sequence[str], *, first: bool) -> str:
+    """Returns the class of a column's cells: numbers to the right, long texts in several lines."""
+    if not first and all(_NUMBER.match(cell) or not cell for cell in cells):
+        return ' class="number"'
+    return ' class="long"' if max(map(len, cells), default=0) > _LONG else ""
