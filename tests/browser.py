@@ -22,6 +22,21 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe"),
 )
+# Pixels: widths of window, page and charts; the least text, and the least within charts.
+MEASURE = """(() => {
+  const shown = found => [...found].filter(one => one.checkVisibility());
+  const written = shown(document.querySelectorAll("body *")).filter(
+    one => [...one.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+  const size = one => parseFloat(getComputedStyle(one).fontSize);
+  const scaled = one => size(one) * Math.hypot(one.getScreenCTM().a, one.getScreenCTM().b);
+  return {
+    window: innerWidth,
+    page: document.documentElement.scrollWidth,
+    charts: shown(document.querySelectorAll("svg")).map(one => one.getBoundingClientRect().width),
+    text: Math.min(...written.filter(one => !one.closest("svg")).map(size)),
+    drawn: Math.min(...written.filter(one => one.matches("svg text, svg tspan")).map(scaled)),
+  };
+})()"""
 SECONDS = 60.0  # that an answer may take on a busy machine
 
 
@@ -29,11 +44,13 @@ class Page:
     """An open page.
 
     Attributes:
-        errors: exceptions and what was written to the console as an error or warning.
+        errors: exceptions, and what was written to the console as an error or warning.
+        asked: addresses of all that was loaded.
     """
 
     def __init__(self, commands: int, answers: int) -> None:
         self.errors: list[str] = []
+        self.asked: list[str] = []
         self._commands, self._answers = commands, answers
         self._sent, self._session, self._left, self._events = 0, "", b"", set[str]()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -45,6 +62,7 @@ class Page:
     def open(self, path: Path, width: int) -> None:
         """Opens a file in a window of that many pixels, as a phone or desktop would."""
         self.errors.clear()
+        self.asked.clear()
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self._events.clear()
@@ -88,11 +106,34 @@ class Page:
         found = dict(json.loads(message))
         event, params = found.get("method", ""), found.get("params", {})
         self._events.add(event)
+        if event == "Network.requestWillBeSent":
+            self.asked.append(params["request"]["url"])
         level = params.get("type") or params.get("entry", {}).get("level")
         told = event in ("Runtime.consoleAPICalled", "Log.entryAdded")
         if event == "Runtime.exceptionThrown" or (told and level in ("error", "warning")):
             self.errors.append(json.dumps(params))
         return found
+
+
+def check_readable(page: Page, path: Path, charts: int) -> None:
+    """Asserts that a page is whole and readable on a phone and on a desktop.
+
+    Args:
+        page: of a browser.
+        path: the HTML file.
+        charts: how many it shows.
+    """
+    for width in (390, 1280):
+        page.open(path, width)
+        found = page.run(MEASURE)
+        # A phone zooms out where a page is wider than its window.
+        assert width == found["window"] >= found["page"], "the page scrolls sideways"
+        assert len(found["charts"]) == charts, found["charts"]
+        assert all(0.8 * min(width, 900) < chart <= width for chart in found["charts"]), found
+        assert found["text"] >= 14, "text is small"
+        assert found["drawn"] >= 13.5, "text in a chart is small"
+        assert page.errors == [], page.errors
+        assert page.asked == [path.resolve().as_uri()], page.asked
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def draw_bars(axes: "Axes", bars: Sequence[Bar], title: str, *, shares: bool = F
     """
     from matplotlib.ticker import MaxNLocator
 
-    longest = 1.0 if shares else max(bar.size for bar in bars)
+    longest = 1.0 if shares else max(bar.size for bar in bars) or 1.0
     line, places = 0.0, []
     for bar in bars:
         if bar.heading:

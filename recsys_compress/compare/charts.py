@@ -24,6 +24,7 @@ from recsys_compress.track.plots import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -114,14 +115,13 @@ def _quality(summary: Summary, model: str | None) -> Chart:
 
     def draw(narrow: bool) -> "Figure":
         figure, axes = panels(1 + both, narrow=narrow, height=4.2)
-        for one in axes:
-            _draw_quality(one, rows, look)
+        drawn = [_draw_quality(one, rows, look) for one in axes]
         if both:
             axes[0].set_title("all rows", fontsize=FONT)
             axes[1].set_title(f"within {CLOSE:g} of {named(rows[0])}", fontsize=FONT)
             greatest = max(row.auc + row.margin for row in rows)
             axes[1].set_ylim(top - CLOSE, greatest + 0.05 * (greatest - top + CLOSE))
-        _legend(figure, axes[0], narrow=narrow)
+        _below(figure, drawn[0], narrow=narrow)
         return figure
 
     return Chart(
@@ -136,11 +136,15 @@ def _quality(summary: Summary, model: str | None) -> Chart:
     )
 
 
-def _draw_quality(axes: "Axes", rows: Sequence[Row], look: Mapping[str, Style]) -> None:
+def _draw_quality(
+    axes: "Axes", rows: Sequence[Row], look: Mapping[str, Style]
+) -> dict[str, "Artist"]:
+    """Draws the lines of a model's rows, and returns what the legend shows."""
     front = sorted((row.bytes, row.auc) for row in rows if row.on_front)
     look_of_front: Style = {"drawstyle": "steps-post", "lw": 6, "ms": 14, "mec": "none"}
     sizes, aucs = zip(*front, strict=True)
-    axes.plot(sizes, aucs, "-o", c=PALE_GREY, zorder=1, label="Pareto front", **look_of_front)
+    legend: dict[str, Artist] = {}
+    (legend["Pareto front"],) = axes.plot(sizes, aucs, "-o", c=PALE_GREY, zorder=1, **look_of_front)
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.cell.entry.line or row.cell.entry.name, []).append(row)
@@ -148,21 +152,22 @@ def _draw_quality(axes: "Axes", rows: Sequence[Row], look: Mapping[str, Style]) 
         points.sort(key=lambda row: row.bytes)
         sizes, aucs = zip(*((row.bytes, row.auc) for row in points), strict=True)
         margins, style = [row.margin for row in points], look[name]
-        axes.plot(sizes, aucs, label=name, **style)
+        (legend[name],) = axes.plot(sizes, aucs, **style)
         if len(points) > 1:
             low, high = ([a + s * m for a, m in zip(aucs, margins, strict=True)] for s in (-1, 1))
             axes.fill_between(sizes, low, high, color=style["c"], alpha=0.12, lw=0)
         else:
             axes.errorbar(sizes, aucs, yerr=margins, c=style["c"], capsize=3, lw=1)
-        for row in points:
-            value = published(row)
-            if value is not None:
-                axes.plot(row.bytes, value, style["marker"], c=style["c"], mfc="white", ms=7)
-    if any(published(row) is not None for row in rows):
-        axes.plot([], [], "o", c=GREY, mfc="white", ms=7, label="published (hollow)")
+    hollow: Style = {"ls": "none", "mfc": "white", "ms": 7}
+    for row in rows:
+        if (value := published(row)) is not None:
+            style = {**look[row.cell.entry.line or row.cell.entry.name], **hollow}
+            axes.plot(row.bytes, value, **style)
+            (legend["published (hollow)"],) = axes.plot([], [], marker="o", c=GREY, **hollow)
     axes.axhline(rows[0].auc, ls="--", c=GREY, lw=1)
     log_bytes(axes)
     axes.set(xlabel="bytes of embedding tables", ylabel="test AUC")
+    return legend
 
 
 def _training(rows: Sequence[Row]) -> Chart | None:
@@ -175,15 +180,15 @@ def _training(rows: Sequence[Row]) -> Chart | None:
         figure, (axes,) = panels(1, narrow=narrow, height=4.0)
         longest = max(record.figures["cpu_seconds"] for _, record in timed)
         unit, seconds = ("minutes", 60) if longest < 7200 else ("hours", 3600)
+        legend: dict[str, Artist] = {}
         for index, (row, record) in enumerate(timed):
             times = [
                 share * record.figures["cpu_seconds"] / seconds for share, *_ in record.history
             ]
-            axes.plot(
-                times, [step[1] for step in record.history], label=named(row), **_style(index)
-            )
+            losses = [loss for _, loss, *_ in record.history]
+            (legend[named(row)],) = axes.plot(times, losses, **_style(index))
         axes.set(xlabel=f"{unit} of CPU time", ylabel="validation logloss")
-        _legend(figure, axes, narrow=narrow)
+        _below(figure, legend, narrow=narrow)
         return figure
 
     return Chart(
@@ -309,20 +314,22 @@ def _calibration(rows: Sequence[Row]) -> Chart | None:
     if not known:
         return None
     names = [f"{named(row)} ({_quality_of(row)})" for row, _ in known]
-    top = 1.05 * max(max(part[:2]) for _, record in known for part in record.calibration)
+    rates = [rate for _, record in known for part in record.calibration for rate in part[:2]]
+    top = 1.05 * max(*rates, 1e-6)
 
     def draw(narrow: bool) -> "Figure":
         figure, axes = panels(2, narrow=narrow, height=3.8)
+        legend: dict[str, Artist] = {}
         axes[0].plot([0, top], [0, top], "--", c=GREY, lw=1)
         axes[1].axhline(0, ls="--", c=GREY, lw=1)
         for i, (name, (_, record)) in enumerate(zip(names, known, strict=True)):
             predicted, observed, _ = zip(*record.calibration, strict=True)
-            axes[0].plot(predicted, observed, label=name, **_style(i))
+            (legend[name],) = axes[0].plot(predicted, observed, **_style(i))
             gaps = [o - p for o, p in zip(observed, predicted, strict=True)]
             axes[1].plot(predicted, gaps, **_style(i))
         axes[0].set(xlabel="predicted rate", ylabel="observed rate", xlim=(0, top), ylim=(0, top))
         axes[1].set(xlabel="predicted rate", ylabel="observed - predicted", xlim=(0, top))
-        _legend(figure, axes[0], narrow=narrow)
+        _below(figure, legend, narrow=narrow)
         return figure
 
     return Chart(
@@ -355,26 +362,19 @@ def _said(bars: Sequence[Bar]) -> str:
     return ", ".join(f"{bar.heading} {bar.total}" for bar in bars)
 
 
-def _legend(figure: "Figure", axes: "Axes", *, narrow: bool) -> None:
-    """Sets the legend below the axes, where room is made for it: within none is sure to be free."""
-    handles, labels = axes.get_legend_handles_labels()
-    _below(figure, handles, labels, narrow=narrow)
-
-
 def _patches(figure: "Figure", colours: Mapping[str, str], *, narrow: bool) -> None:
     from matplotlib.patches import Patch
 
-    _below(figure, [Patch(color=c) for c in colours.values()], list(colours), narrow=narrow)
+    patches = {label: Patch(color=colour) for label, colour in colours.items()}
+    _below(figure, patches, narrow=narrow)
 
 
-def _below(
-    figure: "Figure", handles: Sequence[Any], labels: Sequence[str], *, narrow: bool
-) -> None:
-    wrapped = [textwrap.fill(label, 38 if narrow else 55) for label in labels]
-    widest = max(len(line) for label in wrapped for line in label.splitlines())
+def _below(figure: "Figure", legend: Mapping[str, "Artist"], *, narrow: bool) -> None:
+    """Sets the legend below the axes, and makes room for it: within none is sure to be free."""
+    labels = [textwrap.fill(label, 38 if narrow else 55) for label in legend]
+    widest = max(len(line) for label in labels for line in label.splitlines())
     columns = max(1, int(figure.get_figwidth() / (0.6 + 0.085 * widest)))
-    rows = math.ceil(len(labels) / columns) + sum("\n" in label for label in wrapped) / columns
+    rows = math.ceil(len(labels) / columns) + sum("\n" in label for label in labels) / columns
     figure.set_figheight(figure.get_figheight() + 0.2 + 0.19 * rows)
-    figure.legend(
-        handles, wrapped, loc="outside lower left", ncols=columns, frameon=False, labelspacing=0.3
-    )
+    look: Style = {"loc": "outside lower left", "frameon": False, "labelspacing": 0.3}
+    figure.legend(list(legend.values()), labels, ncols=columns, **look)

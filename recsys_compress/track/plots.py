@@ -185,16 +185,14 @@ def as_svg(draw: Draw, name: str, *, narrow: bool) -> str:
         name: makes the ids in it other than those of other figures on the page.
         narrow: whether it is for a narrow screen.
     """
-    from matplotlib import rc_context
-
     text = io.StringIO()
     salt = f"{name}, narrow" if narrow else name
-    with rc_context({"font.size": FONT, "svg.fonttype": "none", "svg.hashsalt": salt}):
+    with _look(salt):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         draw(narrow).savefig(text, format="svg", metadata=nothing)
     drawn = text.getvalue()
-    # Groups are numbered from 1 in each figure, and nothing refers to them.
-    return re.sub(r'<g id="[^"]*">', "<g>", drawn[drawn.index("<svg") :]).strip()
+    # Parts are numbered from 1 in each figure, and nothing refers to these ids.
+    return re.sub(r' id="[\w.]+_\d{1,4}"', "", drawn[drawn.index("<svg") :]).strip()
 
 
 def write_png(draw: Draw, path: Path) -> None:
@@ -203,9 +201,7 @@ def write_png(draw: Draw, path: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    from matplotlib import rc_context
-
-    with atomic_file(path) as temporary, rc_context({"font.size": FONT}):
+    with atomic_file(path) as temporary, _look():
         draw(False).savefig(temporary, format="png", dpi=130)
 
 
@@ -220,6 +216,22 @@ def _figure(path: Path, *, columns: int) -> Iterator[list["Axes"]]:
     yield axes
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+@contextmanager
+def _look(salt: str = "") -> Iterator[None]:
+    from matplotlib import rc_context
+
+    # A name may have dollars in it, and is no formula.
+    with rc_context(
+        {
+            "font.size": FONT,
+            "text.parse_math": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": salt,
+        }
+    ):
+        yield
 
 
 def _tidy(axes: Sequence["Axes"]) -> None:
