@@ -71,7 +71,7 @@ for (const head of document.querySelectorAll("table.sortable th")) {
 # Nothing is fetched, whatever a title or a name may have in it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _LONG = 20  # characters
-_NUMBER = re.compile(r"[-+±≥≤<>]?\s?[\d.]")
+_NUMBER = re.compile(r"[-+±≥≤<>:/%x.,e\d\s]*")
 
 
 def page(title: str, body: Sequence[str]) -> str:
@@ -161,6 +161,6 @@ def picture(draw: Draw, name: str, label: str, caption: str) -> str:
 
 def _kind(cells: Sequence[str], *, first: bool) -> str:
     """Returns the class of a column's cells: numbers to the right, long texts in several lines."""
-    if not first and all(_NUMBER.match(cell) or not cell for cell in cells):
+    if not first and all(_NUMBER.fullmatch(cell) for cell in cells):
         return ' class="number"'
     return ' class="long"' if max(map(len, cells), default=0) > _LONG else ""

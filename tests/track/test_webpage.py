@@ -15,7 +15,10 @@ def test_no_text_is_markup(text: str) -> None:
 def test_numbers_are_set_to_the_right_and_long_texts_break() -> None:
     shown = table(
         ["row", "bytes", "lost", "asked", "why"],
-        [["1x", "1,000", "+0.1 ± 0.2", "≥ 0.5", "nothing"], ["2x", "", "-.3", "< 2", "so it " * 9]],
+        [
+            ["1x", "1,000", "+0.1 ± 0.2", "≥ 0.5", "nothing"],
+            ["2x", "", "-.3", "< 2", "5 % of them, and so on"],
+        ],
         "A table",
     )
     assert shown.count('<td class="number">') == 2 * 3
