@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLOSE = 0.02  # test AUC; what loses more has a panel of its own, so as not to flatten the others
+MANY = (*COLOURS, "#000000", "#882255", "#999933", "#6A51A3")  # a study may have ten methods
 PALE = ("#8FC1E3", "#F2B48A", "#8FD3B8", "#EBC3DA", "#F5D38A", "#BFE0F5", "#CFCFCF", "#CBA3BC")
 MIDDLE_GREY, PALE_GREY = "#BBBBBB", "#DDDDDD"
 CHOSEN = "Shown are the study's first row and the best within each budget"
@@ -89,7 +90,7 @@ def styles(study: Study) -> dict[str, Style]:
         own = lines.setdefault(entry.method or entry.name, [])
         own += [] if (name := entry.line or entry.name) in own else [name]
     return {
-        name: _style(colour, turn + colour // len(COLOURS))
+        name: _style(colour, turn + colour // len(MANY))
         for colour, own in enumerate(lines.values())
         for turn, name in enumerate(own)
     }
@@ -97,7 +98,7 @@ def styles(study: Study) -> dict[str, Style]:
 
 def _style(colour: int, turn: int = 0) -> Style:
     return {
-        "c": COLOURS[colour % len(COLOURS)],
+        "c": MANY[colour % len(MANY)],
         "marker": MARKERS[(colour + turn) % len(MARKERS)],
         "ls": DASHES[turn % len(DASHES)],
         "ms": 5.5,

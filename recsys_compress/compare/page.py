@@ -11,8 +11,8 @@ from recsys_compress.track.plots import write_png
 from recsys_compress.track.webpage import page, picture, plain, table, terms
 
 COMMANDS = (
-    "Each of these runs one seed of one row, without the study. RUN is the folder that the "
-    "training before it has written."
+    "Each of these runs the first seed of one row without the study, its data and the model that "
+    "it begins with first. RUN is the folder that the training before it has written."
 )
 
 
@@ -81,12 +81,12 @@ def _advice(summary: Summary) -> str:
 
 
 def _commands(summary: Summary) -> str:
-    each = "\n".join(
-        f"<details><summary>{plain(row.cell.name)}</summary>"
-        f"<pre><code>{plain(row.command)}</code></pre></details>"
-        for row in summary.rows
-    )
-    return f"<h2>Commands</h2>\n{_paragraph(COMMANDS)}\n{each}" if each else ""
+    each = []
+    for row in summary.rows:
+        lines = plain("\n".join(row.commands))
+        shown = f"<summary>{plain(row.cell.name)}</summary><pre><code>{lines}</code></pre>"
+        each.append(f"<details>{shown}</details>")
+    return "\n".join(["<h2>Commands</h2>", _paragraph(COMMANDS), *each]) if each else ""
 
 
 def _versions(summary: Summary) -> str:

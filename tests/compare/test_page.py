@@ -67,7 +67,7 @@ def test_a_page_has_all_that_was_found(page: str, summary: Summary) -> None:
     assert len(shown.ids) == len(set(shown.ids))
     for row in summary.rows:
         assert row.cell.name in shown.text
-        assert row.command in shown.text
+        assert "\n".join(row.commands) in shown.text
         assert f"{row.auc:.4f}" in shown.text
     told = [said for advice in summary.advice for said in advice]
     told += [claim.text for claim in STUDY.claims]
