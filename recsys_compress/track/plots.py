@@ -25,6 +25,7 @@ GREY = "#666666"
 # Inches: pages show a figure at about its own size, on a phone the narrow one.
 WIDE, NARROW = 8.8, 3.7
 FONT = 10.5  # points, which are 14 pixels
+_LABEL = 0.62  # inches that a size takes below an axis, with room around it
 Draw = Callable[[bool], "Figure"]  # whether it is for a narrow screen
 
 
@@ -165,11 +166,18 @@ def panels(number: int, *, narrow: bool, height: float) -> tuple["Figure", list[
 
 
 def log_bytes(axes: "Axes") -> None:
-    """Makes the horizontal axis one of bytes, logarithmic."""
+    """Makes the horizontal axis of what is drawn one of bytes, logarithmic.
+
+    As many sizes are written below it as there is room for.
+    """
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    least, most = axes.get_xlim()
+    room = axes.get_window_extent().width / axes.figure.dpi / _LABEL
+    steps = ((1, 2, 5), (1, 3), (1,))
+    fitting = (step for step in steps if len(step) * math.log10(most / least) <= room)
+    axes.xaxis.set_major_locator(LogLocator(subs=next(fitting, (1,))))
     axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
     axes.xaxis.set_minor_formatter(lambda *_: "")
 
