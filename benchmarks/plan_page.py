@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys_compress.compare.markdown import table
 from recsys_compress.compare.verdicts import mean_and_spread
 from recsys_compress.files import atomic_file, write_text
 from recsys_compress.track.plots import COLOURS, GREY, MARKERS
@@ -254,10 +255,3 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.legend(frameon=False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-
-
-def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table in Markdown."""
-    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
-    lines += [f"| {' | '.join([*row, *[''] * (len(names) - len(row))])} |" for row in rows]
-    return "\n".join(lines)

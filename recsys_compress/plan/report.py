@@ -1,24 +1,20 @@
 """A plan for people: tables for the terminal, and one HTML page that needs nothing else."""
 
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from recsys_compress.files import write_text
 from recsys_compress.plan.planner import Plan, rows, summary
+from recsys_compress.track.plots import COLOURS, log_bytes, panels
+from recsys_compress.track.webpage import page, picture, table, terms
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222 }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0 }
-th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: right }
-th:first-child, td:first-child, td:last-child, th:last-child { text-align: left }
-svg { max-width: 100%; height: auto }
-"""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _COLUMNS = (
     "table",
     "method",
@@ -60,18 +56,17 @@ def write_page(plan: Plan, path: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    facts = [f"<tr><td>{_text(k)}</td><td>{_text(v)}</td></tr>" for k, v in _facts(plan)]
-    head = "".join(f"<th>{_text(name)}</th>" for name in _COLUMNS)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>" for cells in _cells(plan)
+    shown = picture(
+        lambda narrow: _curve(plan, narrow=narrow),
+        "curve",
+        f"{_quality(plan)} of the best plans by bytes, with this plan",
+        "The best plans at all sizes, as predicted.",
     )
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Budget plan</title>"
-        f"<style>{_STYLE}</style></head><body><h1>Budget plan</h1>"
-        f"<table>{''.join(facts)}</table><h2>Quality against bytes</h2>{_plot(plan)}"
-        f"<h2>Tables</h2><table><tr>{head}</tr>{body}</table></body></html>"
-    )
-    write_text(path, page)
+    parts = [
+        *(terms(_facts(plan)), "<h2>Quality against bytes</h2>", shown),
+        *("<h2>Tables</h2>", table(_COLUMNS, _cells(plan), "Tables", sortable=True)),
+    ]
+    write_text(path, page("Budget plan", parts))
 
 
 def _cells(plan: Plan) -> list[list[str]]:
@@ -129,31 +124,23 @@ def _rise(loss: float, error: float) -> str:
     return f"+{loss:.6f} ± {error:.6f}"
 
 
-def _text(value: str) -> str:
-    return html.escape(value)
+def _quality(plan: Plan) -> str:
+    known = plan.quality is not None
+    return "predicted AUC" if known else "predicted rise of the logloss, negative"
 
 
-def _plot(plan: Plan) -> str:
-    """Returns the curve of the best plans at all sizes as SVG, with this plan on it."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
+def _curve(plan: Plan, *, narrow: bool) -> "Figure":
+    """Returns the curve of the best plans at all sizes, with this plan on it."""
+    figure, (axes,) = panels(1, narrow=narrow, height=4)
     quality = plan.quality
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
     value = (lambda loss: -loss) if quality is None else quality.auc
     sizes = [size for size, _ in plan.curve]
-    axes.plot(sizes, [value(loss) for _, loss in plan.curve], "-", c="#0072B2", label="best plans")
+    losses = [value(loss) for _, loss in plan.curve]
+    axes.plot(sizes, losses, "-", c=COLOURS[0], label="best plans")
     chosen = plan.sizes.of(plan.request.purpose)
-    axes.plot(chosen, value(plan.loss), "*", ms=13, c="#D55E00", label="this plan", zorder=3)
-    axes.plot(plan.more[0], value(plan.more[1]), "o", c="#009E73", label="10 % more bytes")
-    axes.set_xscale("log")
-    label = "predicted AUC" if quality is not None else "predicted rise of the logloss, negative"
-    axes.set(xlabel=f"bytes for {plan.request.purpose}", ylabel=label)
-    axes.grid(alpha=0.25, lw=0.6)
+    axes.plot(chosen, value(plan.loss), "*", ms=13, c=COLOURS[1], label="this plan", zorder=3)
+    axes.plot(plan.more[0], value(plan.more[1]), "o", c=COLOURS[2], label="10 % more bytes")
+    log_bytes(axes)
+    axes.set(xlabel=f"bytes for {plan.request.purpose}", ylabel=_quality(plan))
     axes.legend(frameon=False)
-    text = io.StringIO()
-    # No date and no random ids: the same plan gives the same page.
-    with rc_context({"svg.hashsalt": "plan"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return figure

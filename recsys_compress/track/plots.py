@@ -1,7 +1,9 @@
-"""Plots of a run and of a comparison, as PNG files."""
+"""Plots of a run and of a comparison, and what all plots share: colours, axes, files."""
 
+import io
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,19 @@ from recsys_compress.train.events import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart with any colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", ":", "-.")
 GREY = "#666666"
+
+# Inches: pages show a figure at about its own size, on a phone the narrow one.
+WIDE, NARROW = 8.8, 3.7
+FONT = 10.5  # points, which are 14 pixels
+_LABEL = 0.62  # inches that a size takes below an axis, with room around it
+Draw = Callable[[bool], "Figure"]  # whether it is for a narrow screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +111,6 @@ def quality_vs_bytes(
         full: the uncompressed model, drawn as a point and a dashed line.
         best_auc: the best AUC possible on the data, where it is known.
     """
-    from matplotlib.ticker import LogLocator
-
     methods = sorted({point.method for point in points})
     with _figure(path, columns=1) as (axes,):
         if best_auc is not None:
@@ -120,10 +128,7 @@ def quality_vs_bytes(
             )
             for size, auc in line:
                 _label(axes, format_bytes(size), size, auc, GREY)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
-        axes.xaxis.set_minor_formatter(lambda *_: "")
+        log_bytes(axes)
         axes.set(xlabel="bytes of embedding parameters", ylabel="test AUC")
         axes.margins(x=0.1, y=0.15)
         # Above the axes: inside there is no corner that is sure to be free.
@@ -140,20 +145,104 @@ def format_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def panels(number: int, *, narrow: bool, height: float) -> tuple["Figure", list["Axes"]]:
+    """Returns a new figure of panels side by side; on a narrow screen, below each other.
+
+    Args:
+        number: of panels.
+        narrow: whether it is for a narrow screen.
+        height: of a panel in inches.
+    """
+    # The figure class alone: no window system, nothing global, and half the import time.
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    size = (NARROW, number * height) if narrow else (WIDE, height)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    shape = (number, 1) if narrow else (1, number)
+    axes = list(figure.subplots(*shape, squeeze=False).flat)
+    _tidy(axes)
+    return figure, axes
+
+
+def log_bytes(axes: "Axes") -> None:
+    """Makes the horizontal axis of what is drawn one of bytes, logarithmic.
+
+    As many sizes are written below it as there is room for.
+    """
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    least, most = axes.get_xlim()
+    room = axes.get_window_extent().width / axes.figure.dpi / _LABEL
+    steps = ((1, 2, 5), (1, 3), (1,))
+    fitting = (step for step in steps if len(step) * math.log10(most / least) <= room)
+    axes.xaxis.set_major_locator(LogLocator(subs=next(fitting, (1,))))
+    axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
+    axes.xaxis.set_minor_formatter(lambda *_: "")
+
+
+def as_svg(draw: Draw, name: str, *, narrow: bool) -> str:
+    """Returns a figure as an SVG element, the same for the same figure.
+
+    Args:
+        draw: makes the figure.
+        name: makes the ids in it other than those of other figures on the page.
+        narrow: whether it is for a narrow screen.
+    """
+    text = io.StringIO()
+    salt = f"{name}, narrow" if narrow else name
+    with _look(salt):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        draw(narrow).savefig(text, format="svg", metadata=nothing)
+    drawn = text.getvalue()
+    # Parts are numbered from 1 in each figure, and nothing refers to these ids.
+    return re.sub(r' id="[\w.]+_\d{1,4}"', "", drawn[drawn.index("<svg") :]).strip()
+
+
+def write_png(draw: Draw, path: Path) -> None:
+    """Writes a figure for wide screens as a PNG file, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    with atomic_file(path) as temporary, _look():
+        draw(False).savefig(temporary, format="png", dpi=130)
+
+
 @contextmanager
 def _figure(path: Path, *, columns: int) -> Iterator[list["Axes"]]:
     """Yields the axes of a new figure and writes it to `path`, whole or not at all."""
-    # The figure class alone: no window system, nothing global, and half the import time.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * columns + 1.2, 4.2), layout="constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
-    for each in axes:
-        each.grid(alpha=0.25, lw=0.6)
-        each.spines[["top", "right"]].set_visible(False)
+    _tidy(axes)
     yield axes
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
+
+
+@contextmanager
+def _look(salt: str = "") -> Iterator[None]:
+    from matplotlib import rc_context
+
+    # A name may have dollars in it, and is no formula.
+    with rc_context(
+        {
+            "font.size": FONT,
+            "text.parse_math": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": salt,
+        }
+    ):
+        yield
+
+
+def _tidy(axes: Sequence["Axes"]) -> None:
+    for each in axes:
+        each.grid(alpha=0.25, lw=0.6)
+        each.spines[["top", "right"]].set_visible(False)
 
 
 def _level(axes: "Axes", auc: float, style: str, label: str) -> None:

@@ -23,6 +23,7 @@ from recsys_compress.train.build import build, logical_tables
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
+from tests.browser import browser, check_readable
 from tests.train.jobs import EMBEDDINGS, make_job
 
 ADAM = dataclasses.replace(EMBEDDINGS["adagrad"], dim=8, optimizer="adam", learning_rate=0.01)
@@ -184,6 +185,12 @@ def test_a_page_needs_nothing_else(plan: Plan, tmp_path: Path) -> None:
     found = plain(plan)
     assert found["curve"]
     assert found["bytes"]["training"] == plan.sizes.training
+
+
+def test_a_page_is_readable_on_a_phone_and_a_desktop(plan: Plan, tmp_path: Path) -> None:
+    write_page(plan, tmp_path / "plan.html")
+    with browser(tmp_path) as page:
+        check_readable(page, tmp_path / "plan.html", charts=1)
 
 
 def test_vectors_of_another_width_cannot_take_a_run_over(job: Job, reference: Path) -> None:

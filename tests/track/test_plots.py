@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from recsys_compress.track.plots import (
     calibration,
     format_bytes,
     learning_curve,
+    log_bytes,
+    panels,
     quality_vs_bytes,
 )
 from tests.track.conftest import HISTORY
@@ -42,6 +45,23 @@ def test_quality_vs_bytes(tmp_path: Path) -> None:
     full = QualityPoint(method="full", bytes=1e7, auc=0.8)
     path = quality_vs_bytes(points, tmp_path / "a.png", full=full, best_auc=0.81)
     assert is_drawn(path)
+
+
+@pytest.mark.parametrize("most", [1.0001e4, 2e4, 1e5, 1e6, 1e9, 1e13])
+@pytest.mark.parametrize(("number", "narrow"), [(1, False), (2, False), (2, True)])
+def test_sizes_below_an_axis_have_room(most: float, number: int, narrow: bool) -> None:
+    figure, (axes, *_) = panels(number, narrow=narrow, height=3)
+    axes.plot([1e4, most], [0, 1])
+    log_bytes(axes)
+    figure.draw_without_rendering()
+    least, greatest = axes.get_xlim()
+    boxes = [
+        label.get_window_extent()
+        for place, label in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+        if least <= place <= greatest
+    ]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert boxes or most < 2e4
 
 
 @pytest.mark.parametrize(
