@@ -5,6 +5,7 @@ nearest valid one.
 """
 
 import dataclasses
+import functools
 import json
 import tomllib
 import typing
@@ -38,9 +39,15 @@ def parse(kind: type[T], raw: Mapping[str, Any], *, where: str) -> T:
         UserError: the first thing that is wrong, with the mend.
     """
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+        return _adapter(kind).validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(kind, error)}") from None
+
+
+@functools.cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """Returns what checks a dataclass; to make it takes far longer than to use it."""
+    return TypeAdapter(kind)
 
 
 def merged(raw: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,25 +101,15 @@ def compare(
 def _print(found: "Summary", out: Path, as_json: bool) -> None:
     """Prints the winners and where the report is."""
     from recsys_compress.compare.summary import plain
+    from recsys_compress.compare.tables import winners
     from recsys_compress.track.tables import make_table, print_table
 
     if as_json:
         print_json(plain(found) | {"report": str(out / "report.html")})
         return
-    rows = [
-        [
-            winner.budget,
-            f"{winner.bytes:,}",
-            winner.row.cell.name,
-            f"{winner.row.bytes:,.0f}",
-            f"{winner.row.auc:.4f} ± {winner.row.margin:.4f}",
-            f"{-winner.lost:+z.4f}",
-        ]
-        for winner in found.winners
-    ]
-    if rows:
-        titles = ["budget", "bytes", "best", "its bytes", "test AUC (95 %)", "against the first"]
-        print_table(make_table(titles, rows))
+    best = winners(found)
+    if best.rows:
+        print_table(make_table(best.titles[:-1], [row[:-1] for row in best.rows]))
     if found.missing:
         typer.echo(f"{found.missing} runs without figures")
     typer.echo(f"report: {out / 'report.html'}")

@@ -1,6 +1,7 @@
 """The kept figures: one line of JSON for each run, so that reports can be made without running."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -211,4 +212,5 @@ def _find(result: Mapping[str, Any], path: list[str]) -> float | None:
 
 
 def _rounded(value: float) -> float:
-    return int(value) if value == int(value) else round(value, DIGITS)
+    whole = math.isfinite(value) and value == int(value)
+    return int(value) if whole else round(value, DIGITS)
