@@ -39,13 +39,14 @@ def parse(kind: type[T], raw: Mapping[str, Any], *, where: str) -> T:
         UserError: the first thing that is wrong, with the mend.
     """
     try:
-        return _adapter(kind).validate_json(json.dumps(raw, default=str))
+        found: T = _adapter(kind).validate_json(json.dumps(raw, default=str))  # type: ignore[arg-type]
+        return found
     except ValidationError as error:
         raise UserError(f"{where}: {_explain(kind, error)}") from None
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: type) -> TypeAdapter[Any]:
     """Returns what checks a dataclass; to make it takes far longer than to use it."""
     return TypeAdapter(kind)
 
