@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ Storage = Annotated[
     list[str] | None,
     typer.Option(metavar="TYPE|TABLE=TYPE", help="fp32, fp16, bf16, int8, int4 or int2."),
 ]
+Layers = Annotated[
+    Literal["fp32", "int8"],
+    typer.Option(help="Type of linear layers: int8 is smaller, and faster on CPU."),
+]
 Data = Annotated[
     Path | None, typer.Option(help="The prepared dataset, if it is no longer where the job says.")
 ]
@@ -38,6 +42,7 @@ def export(
     run_folder: RunFolder,
     out: Annotated[Path, typer.Option(help="New folder for the artifact.")],
     storage: Storage = None,
+    layers: Layers = "fp32",
     data: Data = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +52,7 @@ def export(
     """
     from recsys_compress.serve.export import export as export_run
 
-    found = export_run(run_folder, out, storage_plan(storage or ["planned"]), data)
+    found = export_run(run_folder, out, storage_plan(storage or ["planned"]), data, layers)
     sizes = {**found.bytes, "artifact": found.total_bytes}
     if as_json:
         print_json({"path": str(out), "bytes": sizes, "trained": found.trained, "test": found.test})
@@ -61,6 +66,7 @@ def export(
 def register(
     run_folder: RunFolder,
     storage: Storage = None,
+    layers: Layers = "fp32",
     name: Annotated[
         str | None, typer.Option(help="Registered model; by default the run's experiment.")
     ] = None,
@@ -77,7 +83,7 @@ def register(
     from recsys_compress.track.registry import register as register_run
 
     plan = storage_plan(storage or ["planned"])
-    found = register_run(run_folder, plan, name=name, uri=uri, data=data)
+    found = register_run(run_folder, plan, name=name, uri=uri, data=data, layers=layers)
     if as_json:
         print_json(found.to_json())
     else:

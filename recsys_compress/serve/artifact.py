@@ -5,7 +5,7 @@ artifact.json            what the model reads and how it is stored; size and SHA
 job.toml                 the resolved job
 lowering.json            how tables are stored, as `Policy.describe` has it
 tables.safetensors       the embeddings as they are served, unpadded, in their storage types
-dense.safetensors        all other weights, fp32
+dense.safetensors        all other weights: fp32, or linear layers in int8
 vocabulary/FIELD.parquet raw values in the order of their ids, from id 2 on; none for hashed fields
 README.md                the model card
 ```
@@ -22,6 +22,7 @@ from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import Schema
 from recsys_compress.errors import UserError
 from recsys_compress.files import sha256
+from recsys_compress.models.quantized import LayerType
 from recsys_compress.settings import STRICT, parse
 
 FORMAT_VERSION = 1
@@ -64,6 +65,7 @@ class Artifact:
         trained: figures of the trained model on the test split.
         test: figures of this one, as stored.
         files: all other files, by path.
+        layers: type of the linear layers; fp32 in artifacts that do not say.
     """
 
     __pydantic_config__ = STRICT
@@ -80,6 +82,7 @@ class Artifact:
     trained: dict[str, float | None]
     test: dict[str, float | None]
     files: dict[str, File]
+    layers: LayerType = "fp32"
 
     @property
     def total_bytes(self) -> int:

@@ -44,7 +44,9 @@ def model_card(
         "|---|---|",
         *(f"| {', '.join(part['tables'])} | `{part['method']}` |" for part in policy),
         "",
-        "Storage: " + ", ".join(f"`{t}` in {kind}" for t, kind in artifact.storage.items()) + ".",
+        "Storage: "
+        + ", ".join(f"`{t}` in {kind}" for t, kind in artifact.storage.items())
+        + f"; linear layers in {artifact.layers}.",
         "",
         "## What it reads",
         "",

@@ -17,6 +17,7 @@ from recsys_compress.data.schema import NUM_RESERVED_IDS
 from recsys_compress.data.sources import SOURCES, make_source
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_folder, to_json
+from recsys_compress.models.quantized import LayerType
 from recsys_compress.serve.artifact import (
     CARD,
     DENSE,
@@ -35,7 +36,13 @@ from recsys_compress.train.post import load_run, serving_form
 from recsys_compress.train.shard import process_group
 
 
-def export(folder: Path, out: Path, plan: StoragePlan | None, data: Path | None = None) -> Artifact:
+def export(
+    folder: Path,
+    out: Path,
+    plan: StoragePlan | None,
+    data: Path | None = None,
+    layers: LayerType = "fp32",
+) -> Artifact:
     """Writes a finished run's model as it is served to the new folder `out`, whole or not at all.
 
     The same run and plan give the same bytes.
@@ -45,6 +52,7 @@ def export(folder: Path, out: Path, plan: StoragePlan | None, data: Path | None 
         out: folder that does not exist yet, or is empty.
         plan: in which types tables are stored.
         data: the prepared dataset, where it is no longer where the job says.
+        layers: type in which linear layers are stored.
 
     Returns:
         What the artifact holds.
@@ -58,10 +66,11 @@ def export(folder: Path, out: Path, plan: StoragePlan | None, data: Path | None 
         raise UserError(
             f"{folder}: is no finished run; finish it with recsys-compress train --resume {folder}"
         )
-    overrides = [] if data is None else [f"data.path={json.dumps(str(data.absolute()))}"]
+    overrides = ["train.device=cpu"]  # where it is served
+    overrides += [] if data is None else [f"data.path={json.dumps(str(data.absolute()))}"]
     with process_group(), atomic_folder(out) as temporary:
         built, dataset = load_run(folder, overrides)
-        served = serving_form(folder, built, dataset, plan)
+        served = serving_form(folder, built, dataset, plan, layers)
         for name, tensors in ((TABLES, served.tables), (DENSE, served.dense)):
             save_file(tensors, temporary / name)
             (temporary / name).chmod(0o644)  # else only its maker may read it
@@ -80,6 +89,7 @@ def export(folder: Path, out: Path, plan: StoragePlan | None, data: Path | None 
             schema=dataset.schema,
             inputs=inputs,
             storage=served.stored.types,
+            layers=layers,
             bytes={name: int(size) for name, size in served.stored.bytes.items()},
             trained=result["test"],
             test=dict(served.stored.test),

@@ -27,6 +27,7 @@ from recsys_compress.data.schema import CategoricalField
 from recsys_compress.data.sources.files import CsvFormat, column_names, find_files, read_tables
 from recsys_compress.errors import UserError
 from recsys_compress.models import build_model
+from recsys_compress.models.quantized import empty_layers
 from recsys_compress.serve import rows as raw
 from recsys_compress.serve.artifact import (
     DENSE,
@@ -175,6 +176,8 @@ def _model(folder: Path, artifact: Artifact) -> nn.Module:
     collection = lowered(job, artifact.schema, policy, torch.device("cpu"))
     embeddings = QuantizedEmbeddingBagCollection(collection, StoragePlan(types=artifact.storage))
     model = build_model(job.model, embeddings, len(artifact.schema.dense))
+    if artifact.layers == "int8":
+        empty_layers(model)
     weights = load_file(folder / DENSE)
     weights |= {EMBEDDINGS + name: w for name, w in load_file(folder / TABLES).items()}
     expected = {name: (w.shape, w.dtype) for name, w in model.state_dict().items()}

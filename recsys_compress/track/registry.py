@@ -29,6 +29,7 @@ from recsys_compress.data.encode import VocabularyEncoder
 from recsys_compress.data.inputs import IdInput
 from recsys_compress.errors import UserError
 from recsys_compress.files import sha256
+from recsys_compress.models.quantized import LayerType
 from recsys_compress.serve import PACKAGES
 from recsys_compress.serve.artifact import CARD, MANIFEST, Artifact, read_artifact
 from recsys_compress.serve.export import export
@@ -77,6 +78,7 @@ def register(
     name: str | None = None,
     uri: str | None = None,
     data: Path | None = None,
+    layers: LayerType = "fp32",
 ) -> Registered:
     """Makes a finished run's model a version of a registered model, with alias `challenger`.
 
@@ -86,6 +88,7 @@ def register(
         name: of the registered model; by default the job's experiment.
         uri: of MLflow; by default where the run was recorded.
         data: the prepared dataset, where it is no longer where the job says.
+        layers: type in which linear layers are stored.
 
     Raises:
         UserError: the run is not finished, or MLflow cannot be reached, has no such run or refuses.
@@ -95,7 +98,7 @@ def register(
     with connected(uri) as client, tempfile.TemporaryDirectory() as temporary:
         run_id = _run_id(client, folder, uri)
         out = Path(temporary) / ARTIFACT
-        artifact = export(folder, out, plan, data)
+        artifact = export(folder, out, plan, data, layers)
         checksum = sha256(out / MANIFEST)
         known = client.search_model_versions(f"name = '{name}'")
         found = next((v for v in known if v.tags.get(CHECKSUM) == checksum), None)
@@ -280,6 +283,7 @@ def _tags(artifact: Artifact, job: Job) -> dict[str, str]:
         "dataset.path": job.data.path,
         "method": artifact.method,
         "storage": ",".join(sorted(set(artifact.storage.values()))),
+        "layers": artifact.layers,
         "bytes.tables": str(artifact.bytes["tables"]),
         "bytes.model": str(artifact.bytes["model"]),
         "bytes.artifact": str(artifact.total_bytes),

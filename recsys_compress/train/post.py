@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress.damage import measure
 from recsys_compress.compress.method import method_class
@@ -27,15 +28,17 @@ from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file
 from recsys_compress.models.factorized import candidates, factors
+from recsys_compress.models.quantized import LayerType, round_layers
 from recsys_compress.ranks import Ranks
-from recsys_compress.train.build import Built, build, logical_tables
+from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.folder import JOB, MODEL, TABLES, read_policy, read_result
 from recsys_compress.train.handover import Start, hand_over, table_moments
 from recsys_compress.train.shard import process_group, write
 
-# Training rows on which it is measured what cutting a table or layer would cost.
+# Training rows on which it is measured what cutting a table or layer would cost, and what goes
+# into a layer.
 _MEASURED_BATCH, _MEASURED_BATCHES = 8192, 16
 
 
@@ -174,15 +177,20 @@ class ServingForm:
 
 
 def serving_form(
-    folder: Path, built: Built, dataset: PreparedDataset, plan: StoragePlan | None
+    folder: Path,
+    built: Built,
+    dataset: PreparedDataset,
+    plan: StoragePlan | None,
+    layers: LayerType = "fp32",
 ) -> ServingForm:
-    """Stores a model's tables in other types and evaluates it on the test split.
+    """Stores a model's tables and layers in other types and evaluates it on the test split.
 
     Args:
         folder: the run's own folder.
-        built: its model; its tables give way to the stored ones.
+        built: its model; its tables and layers give way to the stored ones.
         dataset: its data.
         plan: which types; None for those that the run's job or plan names.
+        layers: type of the linear layers.
 
     Raises:
         UserError: the plan does not suit the tables.
@@ -190,11 +198,17 @@ def serving_form(
     plan = plan or StoragePlan.planned(built.embeddings)
     types = plan.resolve(built.embeddings)
     embeddings = quantize(built.embeddings, plan, built.table_weights())
-    dense = {name: weight.contiguous() for name, weight in built.dense_weights().items()}
     tables = {name: value.contiguous() for name, value in embeddings.state_dict().items()}
     served = sum(value.nbytes for value in tables.values())
     model = built.model.module
     model.embeddings = embeddings
+    if layers == "int8":
+        round_layers(model, _some_training_rows(built, dataset))
+    dense = {
+        name: weight.detach().cpu().contiguous()
+        for name, weight in model.state_dict().items()
+        if not name.startswith(EMBEDDINGS)
+    }
     reader = Reader(dataset, "test", batch_size=built.job.train.eval_batch_size)
     return ServingForm(
         tables=tables,
@@ -241,16 +255,24 @@ def _losses(
     built: Built, dataset: PreparedDataset, spectra: Mapping[str, Spectrum]
 ) -> dict[str, Tensor]:
     """Returns what cutting each table and layer would cost in logloss, on some training rows."""
-    reader = Reader(dataset, "train", batch_size=_MEASURED_BATCH, seed=0, shuffle=True)
-    batches = (b.to(built.device) for b in itertools.islice(reader.epoch(0), _MEASURED_BATCHES))
     model = built.model.module
     return measure(
         model,
         model.embeddings,
         candidates(model),
         spectra,
-        ((batch.dense, batch.sparse) for batch in batches),
+        _some_training_rows(built, dataset),
     )
+
+
+def _some_training_rows(
+    built: Built, dataset: PreparedDataset
+) -> Iterator[tuple[Tensor, KeyedJaggedTensor]]:
+    """Yields dense features and ids of some rows, always the same."""
+    reader = Reader(dataset, "train", batch_size=_MEASURED_BATCH, seed=0, shuffle=True)
+    for batch in itertools.islice(reader.epoch(0), _MEASURED_BATCHES):
+        on_device = batch.to(built.device)
+        yield on_device.dense, on_device.sparse
 
 
 def _count(

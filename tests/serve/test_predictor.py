@@ -82,6 +82,22 @@ def test_every_encoding_and_storage_type_reaches_the_stored_figures(
     ).stat().st_size
 
 
+def test_layers_in_int8_reach_the_stored_figures_in_fewer_bytes(
+    predictor: Predictor, rows: pa.Table, clicks_run: RunResult, tmp_path: Path
+) -> None:
+    plan = StoragePlan(types="int8")
+    stored = export(clicks_run.folder, tmp_path / "int8", plan, layers="int8")
+    loaded = Predictor.load(tmp_path / "int8")
+    probabilities = loaded.predict(rows)
+    assert auc(probabilities, rows) == pytest.approx(stored.test["auc"], abs=1e-6)
+    assert stored.test["auc"] == pytest.approx(clicks_run.test["auc"], abs=0.002)
+    assert np.abs(probabilities - predictor.predict(rows)).max() < 0.05
+    assert np.array_equal(loaded.predict(rows.slice(5, 1)), probabilities[5:6])
+    layers = "dense.safetensors"
+    assert stored.files[layers].bytes < predictor.artifact.files[layers].bytes
+    assert "linear layers in int8" in (tmp_path / "int8" / "README.md").read_text()
+
+
 def test_rows_do_not_depend_on_their_neighbours_or_on_other_columns(
     predictor: Predictor, rows: pa.Table
 ) -> None:
