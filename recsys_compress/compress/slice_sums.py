@@ -202,7 +202,7 @@ class _ScaleRows(torch.autograd.Function):
             sums = gradient.new_zeros(len(slices), len(levels), alpha.shape[1])
             parts = (torch.split(t, _ROWS) for t in (vectors, gradient, slices.t()))
             for own, given, of in zip(*parts, strict=True):
-                # Sums by slice as a product with ones and zeros: an index_add_ takes thrice as long.
+                # Sums by slice as a product with ones and zeros: index_add_ takes thrice as long.
                 chosen = of.t().unsqueeze(1) == levels.unsqueeze(1)
                 products = (own * given).view(len(of), len(slices), -1).transpose(0, 1)
                 sums.baddbmm_(chosen.to(sums.dtype), products)
