@@ -236,7 +236,9 @@ class _Index:
             rows = rows[(slot[rows] < end[rows]) & (found[rows] < 0)]
         return found
 
-    def _are_equal(self, positions: Int64s, values: pa.Array, rows: Int64s) -> npt.NDArray[np.bool_]:
+    def _are_equal(
+        self, positions: Int64s, values: pa.Array, rows: Int64s
+    ) -> npt.NDArray[np.bool_]:
         """Returns whether values of the index are the given ones, where their hashes are equal."""
         if pa.types.is_integer(values.type) or not len(rows):  # integers have no hash in common
             return np.ones(len(rows), dtype=np.bool_)
