@@ -75,12 +75,22 @@ class Marks:
             for stage, spent in self.stages.items()
         }
 
-    def around(self, owner: Any, name: str, stage: str, *, quiet: bool = False) -> None:
-        """Ends a stage whenever a method returns; `quiet` if stages within do not count."""
+    def around(
+        self, owner: Any, name: str, stage: str, *, before: str = OTHER, quiet: bool = False
+    ) -> None:
+        """Ends a stage whenever a method returns.
+
+        Args:
+            owner: of the method.
+            name: of the method.
+            stage: that it is.
+            before: that ends when it is called.
+            quiet: whether stages within it do not count.
+        """
         method = getattr(owner, name)
 
         def timed(*arguments: Any, **keywords: Any) -> Any:
-            self.end(OTHER)
+            self.end(before)
             self.quiet = self.quiet or quiet
             found = method(*arguments, **keywords)
             self.quiet = self.quiet and not quiet
@@ -155,13 +165,12 @@ def _training(shape: Shape, name: str) -> Figures:
     made = list(_batches(shape))
     marks = Marks()
     counts = marks.watch(model.module)
-    marks.around(built.optimizers, "step", UPDATE)
+    marks.around(built.optimizers, "step", UPDATE, before=TABLES)
     hooks = embeddings.hooks()
     for hook in hooks:
         marks.around(hook, "on_step", HOOK)
         if search:
             marks.around(hook, "search", SEARCH, quiet=True)
-    marks.around(torch.autograd, "backward", TABLES)
     learner = Learner(built, phase, Ranks(), iter(made * 1000))
     steps = shape.warmup + CYCLES.get(name, shape.steps)
     for number in range(steps):

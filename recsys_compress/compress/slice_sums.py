@@ -133,7 +133,7 @@ class ScaledSlices(nn.Module):
             slices += ids >= constant_tensor(starts, ids.device).int().unsqueeze(1)
         firsts = constant_tensor(tuple(s.alpha for s in self._singles), ids.device).int()
         output: Tensor = _ScaleRows.apply(  # type: ignore[no-untyped-call]
-            vectors, self.alpha, slices, firsts.unsqueeze(1)
+            vectors, self.alpha, slices, firsts.unsqueeze(1), len(self._starts)
         )
         return output
 
@@ -183,22 +183,25 @@ class _ScaleRows(torch.autograd.Function):
     """Scales each vector by its row of alpha, some bags at a time so that little leaves the cache.
 
     Takes (B, S x D) vectors, (rows, D) alpha, and as int32 (S, B) slices and (S, 1) rows of alpha
-    of each feature's first slice.
+    of each feature's first slice; and the most slices of a feature.
     """
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, alpha: Tensor, slices: Tensor, firsts: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, vectors: Tensor, alpha: Tensor, slices: Tensor, firsts: Tensor, most: int
+    ) -> Tensor:
         ctx.save_for_backward(vectors, alpha, slices, firsts)
+        ctx.most = most
         return _times_rows(vectors, alpha, slices + firsts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         vectors, alpha, slices, firsts = ctx.saved_tensors
         moved = learned = None
         if ctx.needs_input_grad[0]:
             moved = _times_rows(gradient, alpha, slices + firsts)
         if ctx.needs_input_grad[1]:
-            levels = torch.arange(int(slices.max()) + 1, device=slices.device)
+            levels = torch.arange(ctx.most, device=slices.device)
             sums = gradient.new_zeros(len(slices), len(levels), alpha.shape[1])
             parts = (torch.split(t, _ROWS) for t in (vectors, gradient, slices.t()))
             for own, given, of in zip(*parts, strict=True):
@@ -210,7 +213,7 @@ class _ScaleRows(torch.autograd.Function):
             rows = (firsts + levels).clamp_(max=len(alpha) - 1).view(-1)
             learned = torch.zeros_like(alpha)
             learned.index_add_(0, rows, sums.flatten(0, 1).to(alpha.dtype))
-        return moved, learned, None, None
+        return moved, learned, None, None, None
 
 
 def _times_rows(vectors: Tensor, alpha: Tensor, rows: Tensor) -> Tensor:
