@@ -118,6 +118,8 @@ class Profile:
         # Reading random rows includes writing them side by side.
         looked_up = (rows * get["row bytes"] + given, rows * row_ms)
         combined = streamed(given + wanted)
+        if 5 * get[COMBINE] < combined[1]:  # nothing to combine: vectors are handed on uncopied
+            combined = (0.0, 0.0)
         state = rows * (2 * get["row bytes"] + 8) + given
         found = {
             READING: streamed(2 * example),
