@@ -1,4 +1,4 @@
-# setup, demo, test, soak, lint, bench, bench-scale, bench-serving, studies, lock.
+# setup, demo, test, soak, lint, bench, bench-profile, bench-scale, bench-serving, studies, lock.
 # DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test soak lint bench bench-scale bench-serving studies lock
+.PHONY: setup demo test soak lint bench bench-profile bench-scale bench-serving studies lock
 
 setup: $(READY)
 	@:
@@ -44,6 +44,10 @@ lint: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run
+
+# Stages of training and scoring, and how far each is from what memory and processor allow.
+bench-profile: setup
+	@$(BIN)/python -m benchmarks.profile
 
 # Load on a scoring server that is up: make bench-serving URL=http://127.0.0.1:5001/invocations \
 #     ROWS=rows.parquet PROCESS=its-id

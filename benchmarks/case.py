@@ -72,22 +72,26 @@ class Case:
         return cls(**{**raw, "shape": Shape(**raw["shape"])})
 
 
-def run(case: Case) -> Figures:
+def run(case: Case, root: Path = ROOT) -> Figures:
     """Measures a case in a fresh process.
+
+    Args:
+        case: the case.
+        root: the checkout whose code runs.
 
     Raises:
         RuntimeError: the process failed; the message ends with what it said.
     """
-    return run_worker(case, [])
+    return run_worker(case, [], root)
 
 
-def run_worker(case: Case, launcher: list[str]) -> Figures:
+def run_worker(case: Case, launcher: list[str], root: Path = ROOT) -> Figures:
     """Measures a case in fresh processes that `python LAUNCHER` starts; see `run`."""
     # OpenMP that spins would measure the neighbours: no process here does.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "benchmarks.worker", case.dump()],
-        cwd=ROOT,
+        cwd=root,
         env=environment,
         capture_output=True,
         text=True,

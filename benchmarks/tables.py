@@ -27,6 +27,7 @@ from recsys_compress.compress import (
     TableOptions,
     method_class,
 )
+from recsys_compress.compress.bags import LogicalTable
 from recsys_compress.compress.lowering import FP32_BYTES
 from recsys_compress.compress.methods.low_rank import LowRank
 from recsys_compress.compress.methods.mixed_dim import MixedDim
@@ -50,11 +51,12 @@ def names(shape: Shape) -> list[str]:
 def configs(shape: Shape) -> list[EmbeddingBagConfig]:
     """Returns the logical tables."""
     return [
-        EmbeddingBagConfig(
+        LogicalTable(
             name=name,
             feature_names=[name],
             num_embeddings=shape.rows_per_table,
             embedding_dim=shape.dim,
+            single_valued=True,
         )
         for name in names(shape)
     ]

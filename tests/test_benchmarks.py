@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plan, report, run, scale, takeover
+from benchmarks import hot_path, plan, profile, report, run, scale, takeover
 from benchmarks.case import Case, Shape
 from benchmarks.plan import MOVIELENS
 from benchmarks.plan_page import spearman, write
@@ -112,6 +112,33 @@ def test_a_claim_that_does_not_hold_is_said() -> None:
     slow = results(full=320.0, stock=100.0, torch=100.0)
     assert [claim.holds for claim in report.claims(slow)] == [False, True]
     assert "DOES NOT HOLD" in report.render(slow)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_the_profile_shows_all_stages_and_their_limits(tmp_path: Path) -> None:
+    found = profile.Profile(shape=run.QUICK, machine="")
+    found.runs[profile.READING] = [{"cpu": 1e6}]
+    wanted = {
+        "train full": {hot_path.IDS, hot_path.FORWARD, hot_path.BACKWARD, hot_path.UPDATE},
+        "train dnis search": {hot_path.COMBINE, hot_path.COMBINE_BACK, hot_path.SEARCH},
+        "serve dnis int8": {hot_path.ENCODE, hot_path.IDS, hot_path.COMBINE, hot_path.FORWARD},
+    }
+    for name, stages in wanted.items():
+        case = Case(group="hot_path", name=name, tuned=True, shape=run.QUICK)
+        figures = hot_path.measure(case)
+        assert all(figures[stage] > 0 for stage in stages), figures
+        assert all(value >= 0 for value in figures.values()), figures
+        found.runs[name] = [figures]
+        found.runs[f"before {name}"] = [{k: 2 * v for k, v in figures.items()}]
+        limits = found.limits(name)
+        assert all(limits[stage][1] > 0 for stage in stages - {hot_path.ENCODE})
+    page = profile.write(found, tmp_path)
+    for name in wanted:
+        before, now = found.total(f"before {name}"), found.total(name)
+        assert f"| **all** | **{now:.1f}** |" in page
+        assert f"| {before:.1f} | {now:.1f} | {before / now:.2f}x |" in page
+    assert json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))["runs"] == found.runs
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])

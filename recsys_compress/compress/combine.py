@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.bags import Bags
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable
 
 
@@ -27,7 +28,7 @@ class Pairwise(nn.Module):
         self._operation = operation
         self._width = width
 
-    def forward(self, vectors: Tensor, bag_weights: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, vectors: Tensor, bags: Bags) -> Tensor:  # noqa: ARG002
         """Returns the features' vectors; see `Lowering.combine`."""
         others = vectors.shape[1] - 2 * self._width
         # A split's backward pass is one concatenation; two slices' are two padded sums.
@@ -100,12 +101,16 @@ class Projections(nn.Module):
                 self.means[name] = nn.Parameter(torch.zeros(len(members), out))
             self._groups.append((len(owners), dim, name, owners))
 
-    def forward(self, vectors: Tensor, bag_weights: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor, bags: Bags) -> Tensor:
         """Returns the features' vectors; see `Lowering.combine`."""
         outputs = []
         widths = [count * dim for count, dim, _, _ in self._groups]
         parts = torch.split(vectors, widths, dim=1)
-        totals = torch.split(bag_weights, [group[0] for group in self._groups], dim=1)
+        # Only means are weighed; lengths are not looked at for nothing.
+        totals: Sequence[Tensor | None] = [None] * len(self._groups)
+        if len(self.means):
+            counts = [count for count, _, _, _ in self._groups]
+            totals = torch.split(bags.weights(), counts, dim=1)
         for part, total, (count, dim, name, owners) in zip(
             parts, totals, self._groups, strict=True
         ):
@@ -114,7 +119,7 @@ class Projections(nn.Module):
                 continue
             projection = _of_features(self.projections[name], owners)
             output = torch.einsum("bfk,fkd->bfd", part.reshape(-1, count, dim), projection)
-            if name in self.means:
+            if total is not None and name in self.means:
                 output = output + total.unsqueeze(2) * _of_features(self.means[name], owners)
             outputs.append(output.flatten(1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)

@@ -137,9 +137,9 @@ class Lowering:
             computed are its buffers: they are saved, counted as bytes, and on a real device from
             the start.
         combine: a module of two arguments: the pooled vectors of all look-ups in their order,
-            (B, sum of their widths), and the total weight of each feature's bag, which is its
-            length where ids have no weights, (B, F). It returns the features' vectors, each as
-            wide as its logical table, (B, sum of D). Features come in the order of `features`.
+            (B, sum of their widths), and the features' `Bags`. It returns the features' vectors,
+            each as wide as its logical table, (B, sum of D). Features come in the order of
+            `features`.
             What it does must commute with the sum over a bag, or else `ids` must refuse bags of
             several ids. Its parameters belong to the dense part: they are on a real device from the
             start, and the dense optimizer trains them, but for those that `hook` trains.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys_compress.compress.bags import Bags, select
 from recsys_compress.compress.hashing import along_keys, check_range
 from recsys_compress.compress.lowering import Lowering
 from recsys_compress.compress.merge import MergedTable, Slot
@@ -48,7 +49,7 @@ class PhysicalIds(nn.Module):
                 f"{features.values().numel()} ids; make them agree"
             )
         parts = [
-            transform(_select(features, names))
+            transform(select(features, names))
             for transform, names in zip(self.transforms, self._features, strict=True)
         ]
         length_per_key = [length for part in parts for length in part.length_per_key()]
@@ -134,14 +135,11 @@ class Output(nn.Module):
             features: the logical features, for the lengths and weights of their bags.
         """
         parts = list(pooled)
-        if len(self.combines):
-            weights = self._bag_weights(features)
-            keys = features.keys()
-            for number, combine in self.combines.items():
-                names = self._combined[number]
-                totals = weights[[keys.index(name) for name in names]].t()
-                vectors = combine(self._pick(pooled, self._inputs[number]), totals)
-                parts.append(([f"={name}" for name in names], vectors))
+        for number, combine in self.combines.items():
+            names = self._combined[number]
+            bags = Bags(features=features, names=names, is_weighted=self._is_weighted)
+            vectors = combine(self._pick(pooled, self._inputs[number]), bags)
+            parts.append(([f"={name}" for name in names], vectors))
         values = self._pick(parts, self._order)
         output = KeyedTensor(keys=self._features, length_per_key=self._widths, values=values)
         return self._average(output, features) if self._mean else output
@@ -168,14 +166,6 @@ class Output(nn.Module):
         used, stored = self._dims[piece]
         return used, stored - used
 
-    def _bag_weights(self, features: KeyedJaggedTensor) -> Tensor:
-        """Returns (keys, B) the total weight of each bag, or its length without weights."""
-        lengths = features.lengths()
-        if not self._is_weighted:
-            return lengths.view(len(features.keys()), -1).float()
-        totals = torch.segment_reduce(features.weights(), "sum", lengths=lengths.long(), initial=0)
-        return totals.view(len(features.keys()), -1)
-
     def _average(self, pooled: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
         """Divides the sums of features with mean pooling by the lengths of their bags."""
         keys = features.keys()
@@ -194,14 +184,3 @@ class Output(nn.Module):
 def _join(tensors: list[Tensor]) -> Tensor:
     """Returns the concatenation; no copy of a single tensor."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def _select(features: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:
-    """Returns the named features in their order, without a copy where that is how they stand."""
-    keys = features.keys()
-    if keys == names:
-        return features
-    missing = set(names) - set(keys)
-    if missing:
-        raise ValueError(f"features {sorted(missing)} are missing; the batch has {keys}")
-    return features.permute([keys.index(name) for name in names])

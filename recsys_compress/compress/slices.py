@@ -1,8 +1,7 @@
 """Tables cut into slices of neighbouring ids, each of which is a physical table."""
 
 import itertools
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys_compress.compress.bags import is_single_valued
 from recsys_compress.compress.hashing import check_range, constant_tensor, per_value
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable
-from recsys_compress.compress.slice_sums import PlacedSlices, ScaledSlices
+from recsys_compress.compress.slice_sums import PlacedSlices, ScaledSlices, Single
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +57,66 @@ def placed(slices: Sequence[Slice]) -> Lowering:
     return _lowering(ordered, reads, combine, tuple(widths))
 
 
-def scaled(slices: Sequence[Slice]) -> Lowering:
-    """Returns tables of all dims, whose vectors are scaled by an alpha for each slice and dim.
+def scaled(tables: Sequence[EmbeddingBagConfig], blocks: Mapping[str, Sequence[int]]) -> Lowering:
+    """Returns tables of all dims, whose vectors are scaled by an alpha for each block and dim.
+
+    A bag of several ids needs a look-up for each block, of those of its ids that lie there. One id
+    needs a single one, so a table that is known to be single-valued stays in one slice.
 
     Args:
-        slices: all slices of tables of one width; row i of alpha belongs to slice i.
+        tables: of one width D.
+        blocks: the ids of each block, by table. Rows of alpha are those of the blocks of the first
+            table, then of the second, and so on.
     """
-    counts = Counter(part.table.name for part in slices)
-    ordered = sorted(
-        range(len(slices)), key=lambda i: (slices[i].number, -counts[slices[i].table.name])
-    )
-    reads = [(i, feature) for i in ordered for feature in slices[i].table.feature_names]
+    slices = whole_or_blocks(tables, blocks)
+    counts = {name: len(ids) for name, ids in blocks.items()}
+    firsts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
     features = list(_widths(slices))
-    combine = ScaledSlices(
-        [i for i, _ in reads],
-        [features.index(feature) for _, feature in reads],
-        dim=slices[0].table.embedding_dim,
+    singles = [
+        (part, feature)
+        for part in slices
+        if is_single_valued(part.table)
+        for feature in part.table.feature_names
+    ]
+    ordered = sorted(
+        (part for part in slices if not is_single_valued(part.table)),
+        key=lambda part: (part.number, -counts[part.table.name]),
     )
-    return _lowering(slices, [(slices[i], feature) for i, feature in reads], combine, features)
+    several = [(part, feature) for part in ordered for feature in part.table.feature_names]
+    combine = ScaledSlices(
+        [
+            Single(
+                name=feature,
+                feature=features.index(feature),
+                alpha=firsts[part.table.name],
+                starts=tuple(itertools.accumulate(blocks[part.table.name][:-1], initial=0)),
+            )
+            for part, feature in singles
+        ],
+        [firsts[part.table.name] + part.number for part, _ in several],
+        [features.index(feature) for _, feature in several],
+        count=sum(counts.values()),
+        dim=tables[0].embedding_dim,
+    )
+    return _lowering(slices, [*singles, *several], combine, features)
+
+
+def whole_or_blocks(
+    tables: Sequence[EmbeddingBagConfig], blocks: Mapping[str, Sequence[int]]
+) -> list[Slice]:
+    """Returns the slices of `scaled`."""
+    found = []
+    for table in tables:
+        own = blocks[table.name]
+        ids = [sum(own)] if is_single_valued(table) else own
+        firsts = itertools.accumulate(ids[:-1], initial=0)
+        found += [
+            Slice(
+                table=table, number=i, first=first, ids=size, dims=tuple(range(table.embedding_dim))
+            )
+            for i, (first, size) in enumerate(zip(firsts, ids, strict=True))
+        ]
+    return found
 
 
 def _widths(slices: Sequence[Slice]) -> dict[str, int]:
@@ -125,6 +167,8 @@ class SliceIds(nn.Module):
         self.first = tuple(part.first for part, _ in reads)
         self.ids = tuple(part.ids for part, _ in reads)
         self.names = [f"{feature}#{part.number}" for part, feature in reads]
+        whole = all(part.ids == part.table.num_embeddings for part, _ in reads)
+        self._as_given = whole and [feature for _, feature in reads] == self.features
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Returns the K look-ups' bags with values that are rows of their slices.
@@ -133,6 +177,8 @@ class SliceIds(nn.Module):
             ValueError: an id lies outside its feature's table.
         """
         check_range(features.values(), self.limits, features.length_per_key(), self.features)
+        if self._as_given:
+            return features
         read = self._single if _is_single(features) else self._several
         counts, rows, weights = read(features)
         return KeyedJaggedTensor(

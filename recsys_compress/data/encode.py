@@ -128,12 +128,22 @@ class VocabularyEncoder(FieldEncoder):
 
     def encode(self, values: pa.Array) -> Int64s:
         """Returns the id of each value."""
+        if pa.types.is_integer(values.type):  # to find one costs less than to know it again
+            known = values.fill_null(0) if values.null_count else values
+            found = self._ids(known)
+            if values.null_count:
+                found[values.is_null().to_numpy(zero_copy_only=False)] = MISSING_ID
+            return found
         distinct = values.dictionary_encode()
-        positions = self._index.find(distinct.dictionary)
-        distinct_ids = np.where(positions < 0, UNKNOWN_ID, positions + NUM_RESERVED_IDS)
+        distinct_ids = self._ids(distinct.dictionary)
         indices = distinct.indices.fill_null(len(distinct_ids)).to_numpy()
         ids: Int64s = np.append(distinct_ids, MISSING_ID)[indices]
         return ids
+
+    def _ids(self, values: pa.Array) -> Int64s:
+        """Returns the id of each value of an array without nulls."""
+        positions = self._index.find(values)
+        return np.where(positions < 0, UNKNOWN_ID, positions + NUM_RESERVED_IDS)
 
 
 class HashEncoder(FieldEncoder):
@@ -188,20 +198,24 @@ def kind(values: pa.DataType) -> Kind:
 
 
 class _Index:
-    """Finds values in an array of distinct ones by binary search over 64-bit keys.
+    """Finds values in an array of distinct ones: a hash table whose buckets are sorted runs.
 
-    Arrow's own look-up builds its hash table anew for every chunk, which costs more than the
-    chunk as soon as the vocabulary is larger.
+    The values' hashes are sorted, and a bucket is the run of those that share their first bits: one
+    or two, so that a value is found in about as many reads. Binary search for random values takes
+    several times as long. Arrow's own look-up builds its hash table anew for every
+    chunk, which costs more than the chunk as soon as the vocabulary is larger.
     """
 
     def __init__(self, values: pa.Array) -> None:
-        keys = _keys(values)
+        hashes = hash_values(values)
         self.values = values
-        self._order = np.argsort(keys)
-        self._keys = keys[self._order]
-        self._alike = 1  # most values that share a key
-        while np.any(self._keys[self._alike :] == self._keys[: -self._alike]):
-            self._alike += 1
+        self._order = np.argsort(hashes)
+        self._hashes = hashes[self._order]
+        bits = max(1, len(hashes).bit_length() - 1)
+        self._shift = np.uint64(64 - bits)
+        first_hashes = np.arange(2**bits, dtype=np.uint64) << self._shift
+        starts = np.searchsorted(self._hashes, first_hashes)
+        self._starts = np.append(starts, len(hashes)).astype(np.uint32)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -209,23 +223,25 @@ class _Index:
     def find(self, values: pa.Array) -> Int64s:
         """Returns the position of each value of an array without nulls, -1 where it is absent."""
         found = np.full(len(values), -1, dtype=np.int64)
-        keys = _keys(values)
-        first = np.searchsorted(self._keys, keys)
-        for at in range(self._alike):
-            slot = first + at
-            rows = np.flatnonzero(slot < len(self._keys))
-            rows = rows[self._keys[slot[rows]] == keys[rows]]
-            if len(rows):
-                positions = self._order[slot[rows]]
-                same = pc.equal(self.values.take(pa.array(positions)), values.take(pa.array(rows)))
-                chosen = same.to_numpy(zero_copy_only=False)
-                found[rows[chosen]] = positions[chosen]
+        wanted = hash_values(values)
+        bucket = (wanted >> self._shift).view(np.int64)
+        slot, end = self._starts[bucket].astype(np.int64), self._starts[bucket + 1]
+        rows = np.flatnonzero(slot < end)
+        while len(rows):
+            hits = rows[self._hashes[slot[rows]] == wanted[rows]]
+            positions = self._order[slot[hits]]
+            same = self._are_equal(positions, values, hits)
+            found[hits[same]] = positions[same]
+            slot[rows] += 1
+            rows = rows[(slot[rows] < end[rows]) & (found[rows] < 0)]
         return found
 
-
-def _keys(values: pa.Array) -> npt.NDArray[np.uint64]:
-    """Returns a number per value: an integer itself, the hash of a string."""
-    if pa.types.is_integer(values.type):
-        integers: npt.NDArray[np.uint64] = values.to_numpy().view(np.uint64)
-        return integers
-    return hash_values(values)
+    def _are_equal(
+        self, positions: Int64s, values: pa.Array, rows: Int64s
+    ) -> npt.NDArray[np.bool_]:
+        """Returns whether values of the index are the given ones, where their hashes are equal."""
+        if pa.types.is_integer(values.type) or not len(rows):  # integers have no hash in common
+            return np.ones(len(rows), dtype=np.bool_)
+        same = pc.equal(self.values.take(pa.array(positions)), values.take(pa.array(rows)))
+        equal: npt.NDArray[np.bool_] = same.to_numpy(zero_copy_only=False)
+        return equal

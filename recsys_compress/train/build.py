@@ -9,6 +9,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, Policy
+from recsys_compress.compress.bags import LogicalTable
 from recsys_compress.compress.collection import Placement
 from recsys_compress.compress.hook import LiveTable
 from recsys_compress.compress.policy import resolve
@@ -159,12 +160,13 @@ def lowered(
 def logical_tables(schema: Schema, dim: int) -> list[EmbeddingBagConfig]:
     """Returns one logical table of width `dim` for each categorical field."""
     return [
-        EmbeddingBagConfig(
+        LogicalTable(
             name=field.name,
             feature_names=[field.name],
             num_embeddings=field.num_embeddings,
             embedding_dim=dim,
             pooling=PoolingType.MEAN if field.pooling == "mean" else PoolingType.SUM,
+            single_valued=not field.multi_valued,
         )
         for field in schema.categorical
     ]

@@ -8,6 +8,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
+from recsys_compress.compress.bags import LogicalTable
 from recsys_compress.compress.hook import LiveTable, SearchStep
 from recsys_compress.compress.method import Trained
 from recsys_compress.compress.methods.dnis import DNIS
@@ -214,6 +215,52 @@ def test_gradients_of_the_soft_selection_are_those_of_the_dense_formula() -> Non
             assert torch.allclose(gradients[part.name], expected, atol=1e-5)
 
 
+def single_valued(tables: list[EmbeddingBagConfig]) -> list[EmbeddingBagConfig]:
+    """Returns the same tables, all but the genres known to be single-valued."""
+    return [
+        LogicalTable(**vars(table), single_valued=True) if table.name != "genre" else table
+        for table in tables
+    ]
+
+
+def lookups(collection: CompressedEmbeddingBagCollection) -> int:
+    return sum(len(table.lookups) for table in collection.merged_tables())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_look_up_of_a_single_id_does_what_one_for_each_block_does(
+    order: tuple[int, ...], *, weighted: bool
+) -> None:
+    tables = [make_tables()[i] for i in order]
+    general = make(soft(), tables, optimizer="adam", is_weighted=weighted)
+    one = make(soft(), single_valued(tables), optimizer="adam", is_weighted=weighted)
+    batch = make_batch(300, weighted=weighted)
+    set_alpha(general)
+    one.load_state_dict(general.state_dict())
+    columns, results = sum(table.embedding_dim for table in tables), []
+    weight = torch.randn(300, columns)
+    for collection in (general, one):
+        vectors = collection(batch).values()
+        (vectors * weight).square().sum().backward()
+        results.append((vectors.detach(), {n: p.grad for n, p in collection.named_parameters()}))
+    (expected, by_block), (found, at_once) = results
+    assert torch.equal(found, expected)
+    assert by_block.keys() == at_once.keys()
+    for name, gradient in by_block.items():
+        assert gradient.any()
+        assert torch.allclose(at_once[name], gradient, rtol=1e-4, atol=1e-5), name
+    for table in tables:  # read with all bags of other features empty
+        assert torch.equal(one.vectors(table.name), general.vectors(table.name))
+    assert lookups(one) < lookups(general)
+
+
+def test_several_ids_in_a_bag_that_is_said_to_have_one_are_refused() -> None:
+    tables = [LogicalTable(**vars(table), single_valued=True) for table in make_tables()]
+    with pytest.raises(ValueError, match="single-valued has several ids in a bag"):
+        make(soft(), tables)(make_batch(10))
+
+
 def test_phases_warm_up_search_and_retrain() -> None:
     method = DNIS(kept=uneven().kept, warmup_epochs=3, search_epochs=1)
     warm_up, search, retrain = method.phases()
@@ -399,14 +446,21 @@ class Problem:
         return valid - inner_lr * mixed
 
 
-def problem(**knobs: float) -> Problem:
-    table = EmbeddingBagConfig(name="f", feature_names=["f"], num_embeddings=64, embedding_dim=4)
+def problem(*, single_valued: bool = False, **knobs: float) -> Problem:
+    table = LogicalTable(
+        name="f",
+        feature_names=["f"],
+        num_embeddings=64,
+        embedding_dim=4,
+        single_valued=single_valued,
+    )
     return Problem(DNIS(soft=True, num_blocks=2, growth=2.0, **knobs), tables=[table])
 
 
 @pytest.mark.parametrize("inner_lr", [0.0, 30.0])
-def test_a_search_step_of_first_and_second_order(inner_lr: float) -> None:
-    found = problem(alpha_lr=0.3, l1=1e-3, inner_lr=inner_lr)
+@pytest.mark.parametrize("single", [False, True])
+def test_a_search_step_of_first_and_second_order(inner_lr: float, *, single: bool) -> None:
+    found = problem(single_valued=single, alpha_lr=0.3, l1=1e-3, inner_lr=inner_lr)
     before, tables = found.alpha.detach().clone(), found.dense().clone()
     gradient = found.gradient(inner_lr) + 1e-3
     if inner_lr:

@@ -54,6 +54,17 @@ def test_values_not_counted_are_unknown(values: Values) -> None:
     assert encoder.encode(arrow([*values, None])).tolist() == [UNKNOWN_ID, UNKNOWN_ID, MISSING_ID]
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_a_large_vocabulary_finds_all_its_values_and_no_others(*, text: bool) -> None:
+    numbers = np.random.default_rng(0).permutation(20_000) * 7919 - 10**7
+    values = [str(n) for n in numbers] if text else numbers.tolist()
+    known, absent = values[:15_000], values[15_000:]
+    encoder = VocabularyEncoder.of(arrow(known))
+    found = encoder.encode(arrow([*known, None, *absent])[10:])  # a slice, as batches are
+    expected = [*range(12, 15_002), MISSING_ID, *[UNKNOWN_ID] * 5_000]
+    assert found.tolist() == expected
+
+
 def test_values_that_share_a_hash_keep_their_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real collision of 64-bit hashes cannot be had; a hash of the length alone has many."""
     monkeypatch.setattr(

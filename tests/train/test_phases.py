@@ -5,16 +5,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from recsys_compress.compress.policy import resolve
 from recsys_compress.compress.size import DATA_TYPE_BITS
 from recsys_compress.compress.storage import StoragePlan
 from recsys_compress.config import EmbeddingConfig, Job
 from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
+from recsys_compress.ranks import Ranks
+from recsys_compress.train.build import EMBEDDINGS, build, logical_tables
 from recsys_compress.train.events import RunResult
 from recsys_compress.train.post import compress, load_run, store
 from recsys_compress.train.shard import process_group
+from recsys_compress.train.step import Learner
 from recsys_compress.train.trainer import train
 from tests.train.jobs import Recorder, assert_same_end, make_job
 
@@ -33,6 +39,29 @@ def staged_job(dataset: PreparedDataset, folder: Path, optimizer: str) -> Job:
         methods={"dnis": {"warmup_epochs": 1, "search_epochs": 1, "num_blocks": 3}},
     )
     return dataclasses.replace(make_job(dataset, folder), embedding=embedding)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
+def test_the_search_asks_for_no_gradient_of_what_is_frozen(
+    optimizer: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = staged_job(synthetic_dataset, tmp_path, optimizer)
+    tables = logical_tables(synthetic_dataset.schema, job.embedding.dim)
+    _, search, _ = resolve(job.embedding, tables).phases()
+    with process_group():
+        built = build(job, synthetic_dataset.schema, search.policy)
+        batches = list(Reader(synthetic_dataset, "valid", batch_size=100).epoch(0))
+        before = {name: weight.clone() for name, weight in built.weights().items()}
+        Learner(built, search, Ranks(), iter(batches)).step(batches[0], 0.0, 0.1)
+        after = built.weights()
+        frozen = {name for name in before if not name.startswith(EMBEDDINGS)}
+        gradients = dict(built.model.module.named_parameters())
+        assert frozen & gradients.keys()
+        assert all(gradients[name].grad is None for name in frozen & gradients.keys())
+    moved = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert any(name.endswith("alpha") for name in moved)
+    assert any(name.endswith("weight") for name in moved)
+    assert not moved & frozen
 
 
 @pytest.fixture(scope="module")

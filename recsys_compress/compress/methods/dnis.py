@@ -17,7 +17,7 @@ from recsys_compress.compress.merge import MAX_ROWS
 from recsys_compress.compress.method import Kept, Method, Phase, Trained, Values, register
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.selection import Block, Scores, select
-from recsys_compress.compress.slices import Slice, placed, scaled
+from recsys_compress.compress.slices import Slice, placed, scaled, whole_or_blocks
 from recsys_compress.errors import UserError
 
 LEAST_IDS = 16  # in the first block, of the most frequent ids
@@ -130,13 +130,12 @@ class DNIS(Method):
 
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
         """Returns a table and a look-up for each block that keeps any dims."""
-        slices = self.slices(tables)
         if not self.soft:
-            return placed(slices)
+            return placed(self.slices(tables))
         dims = {int(table.embedding_dim) for table in tables}
         if len(dims) > 1:
             raise UserError(f"method 'dnis' searches tables of one width, not {sorted(dims)}")
-        lowering = scaled(slices)
+        lowering = scaled(tables, {table.name: self.blocks(table) for table in tables})
         hook = AlphaSearch(lowering, alpha_lr=self.alpha_lr, l1=self.l1, inner_lr=self.inner_lr)
         return replace(lowering, hook=hook)
 
@@ -179,11 +178,13 @@ class DNIS(Method):
         return method, Values(tables=values)
 
     def slices(self, tables: Sequence[EmbeddingBagConfig]) -> list[Slice]:
-        """Returns the blocks that keep any dims.
+        """Returns the blocks that keep any dims; of the form that is searched, what it stores.
 
         Raises:
             UserError: `kept` is not known, or does not suit the tables.
         """
+        if self.soft:
+            return whole_or_blocks(tables, {table.name: self.blocks(table) for table in tables})
         found = []
         for table in tables:
             first = 0
@@ -238,9 +239,6 @@ class DNIS(Method):
         return replace(self, kept=kept, soft=False)
 
     def _kept(self, table: EmbeddingBagConfig) -> Sequence[Block]:
-        if self.soft:
-            dims = tuple(range(table.embedding_dim))
-            return [Block(ids=ids, dims=dims) for ids in self.blocks(table)]
         if self.kept is None:
             raise UserError("method 'dnis' needs embedding.budget or embedding.methods.dnis.kept")
         blocks = self.kept.get(table.name, ())
