@@ -72,21 +72,21 @@ class Case:
         return cls(**{**raw, "shape": Shape(**raw["shape"])})
 
 
-def run(case: Case) -> Figures:
-    """Measures a case in a fresh process.
+def run(case: Case, python: str = sys.executable) -> Figures:
+    """Measures a case in a fresh process of the interpreter `python`.
 
     Raises:
         RuntimeError: the process failed; the message ends with what it said.
     """
-    return run_worker(case, [])
+    return run_worker(case, [], python)
 
 
-def run_worker(case: Case, launcher: list[str]) -> Figures:
+def run_worker(case: Case, launcher: list[str], python: str = sys.executable) -> Figures:
     """Measures a case in fresh processes that `python LAUNCHER` starts; see `run`."""
     # OpenMP that spins would measure the neighbours: no process here does.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "benchmarks.worker", case.dump()],
+        [python, *launcher, "-m", "benchmarks.worker", case.dump()],
         cwd=ROOT,
         env=environment,
         capture_output=True,
