@@ -53,9 +53,7 @@ class DeepCtr:
     def step(self, rows: Rows) -> None:
         """Fits a batch."""
         with contextlib.redirect_stdout(io.StringIO()):
-            self.model.fit(
-                self._inputs(rows), rows.labels.numpy(), batch_size=len(rows), verbose=0
-            )
+            self.model.fit(self._inputs(rows), rows.labels.numpy(), batch_size=len(rows), verbose=0)
 
     def scores(self, rows: Rows) -> Any:
         """Returns what its `predict` does."""

@@ -33,7 +33,9 @@ def claims(records: Records) -> list[Claim]:
     """Returns the claims for which there are figures."""
     found: list[Claim] = []
 
-    def ratio(text: str, least: float, above: Record | None, below: Record | None, key: str) -> None:
+    def ratio(
+        text: str, least: float, above: Record | None, below: Record | None, key: str
+    ) -> None:
         if above is not None and below is not None:
             value = above.median(key) / below.median(key)
             found.append(Claim(text=text, least=least, found=value))
@@ -88,9 +90,9 @@ def _head(records: Records) -> list[str]:
         " and greatest. CPU time is of one thread, and the figure to compare on a machine that does"
         " other work too; all have one thread.",
         "",
-        f"All train DCN-V2: {CROSS_LAYERS} full-rank cross layers beside a deep part of {hidden}, on"
-        " the same ids, dense features and labels, which are in memory already. All but the tables"
-        " is trained by Adam at 1e-3. What users of each library get:",
+        f"All train DCN-V2: {CROSS_LAYERS} full-rank cross layers beside a deep part of {hidden},"
+        " on the same ids, dense features and labels, which are in memory already. All but the"
+        " tables is trained by Adam at 1e-3. What users of each library get:",
         "",
         "* **ours** and **TorchRec**: row-wise Adagrad inside the backward pass. Ours starts with"
         " the settings of `recsys_compress/runtime.py`, as its command line does; the others start"
@@ -160,7 +162,8 @@ def _table(
         if base:
             value = found and "cpu" in record and record.median("cpu") / found[0].median("cpu")
             cells.insert(1, f"{value:.2f}x" if value else "-")
-        rows.append([record.label, *cells])
+        label = f"{record.label}: {record.skipped}" if record.skipped else record.label
+        rows.append([label, *cells])
     titles = [title for title, *_ in columns]
     if base:
         titles.insert(1, "against FuxiCTR")
@@ -214,9 +217,9 @@ def _inference(records: Records) -> list[str]:
         column
         for count in REQUEST_ROWS
         for column in (
-            (f"{count} rows, p50 ms", f"p50/{count}", 1.0, 2),
-            (f"{count} rows, p99 ms", f"p99/{count}", 1.0, 2),
-            (f"{count} rows, CPU ms", f"cpu/{count}", 1.0, 2),
+            (f"request of {count}, p50 ms", f"p50/{count}", 1.0, 2),
+            (f"request of {count}, p99 ms", f"p99/{count}", 1.0, 2),
+            (f"request of {count}, CPU ms", f"cpu/{count}", 1.0, 2),
         )
     ]
     return [

@@ -45,7 +45,7 @@ class Record:
     def cell(self, figure: str, unit: float = 1.0, digits: int = 1) -> str:
         """Returns median, least and greatest as text; a dash where it was not found."""
         if figure not in self:
-            return self.skipped or "-"
+            return "-"
         values = sorted(run[figure] / unit for run in self.runs)
         text = f"{statistics.median(values):,.{digits}f}"
         if len(values) == 1:

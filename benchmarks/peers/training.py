@@ -4,7 +4,8 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,12 +26,15 @@ def measure(case: Case) -> Figures:
     all. "artifact": bytes of what is saved.
     """
     torch.set_num_threads(1)
-    _stay_within_memory()
     shape = case.shape
     load(case.name)
     before = peak_rss_bytes()
     batches = random_batches(shape)
-    with open_contestant(case.name, Sizes.of(shape)) as own, tempfile.TemporaryDirectory() as out:
+    with (
+        _within_memory(),
+        open_contestant(case.name, Sizes.of(shape)) as own,
+        tempfile.TemporaryDirectory() as out,
+    ):
         spent = _watch(own.optimizers)
         cpu, wall = time_steps(lambda number: own.step(batches[number % len(batches)]), shape)
         rss = peak_rss_bytes()
@@ -61,10 +65,9 @@ def _watch(optimizers: list[torch.optim.Optimizer]) -> list[float]:
     def after(*_: object) -> None:
         spent.append((time.process_time() - starts.pop()) * 1e3)
 
-    hooks: list[Callable[..., object]] = []
     for optimizer in optimizers:
-        hooks.append(optimizer.register_step_pre_hook(before))
-        hooks.append(optimizer.register_step_post_hook(after))
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
     return spent
 
 
@@ -74,8 +77,12 @@ def available_bytes() -> int:
     return int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1]) * 1024
 
 
-def _stay_within_memory() -> None:
+@contextmanager
+def _within_memory() -> Iterator[None]:
     """Makes this process fail rather than the machine run out of memory."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * resource.getpagesize() + available_bytes() - _SPARE
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
