@@ -5,14 +5,16 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.case import ROOT, Case, Shape
-from benchmarks.peers import page, run
-from benchmarks.peers.contestant import LABELS, PEERS, Sizes, open_contestant, random_batches
+from benchmarks.peers import page, run, until
+from benchmarks.peers.contestant import LABELS, PEERS, Rows, Sizes, open_contestant, random_batches
 from benchmarks.peers.records import Record, Records
+from recsys_compress.train.metrics import BinaryMetrics
 
 TORCH = re.compile(r"^torch==.*\n(?:    --hash=.*\n?)+", re.MULTILINE)
 
@@ -63,6 +65,16 @@ def test_contestants_learn_and_serve_what_they_learned(name: str, tmp_path: Path
         torch.testing.assert_close(torch.as_tensor(served(rows)), after, atol=1e-5, rtol=0)
     losses = [torch.nn.functional.binary_cross_entropy(s, rows.labels) for s in (before, after)]
     assert losses[1] < 0.8 * losses[0]
+
+
+def test_auc_counts_ties_half() -> None:
+    labels = torch.tensor([0.0, 1, 0, 1, 1, 0])
+    rows = Rows(dense=torch.zeros(6, 0), ids=torch.zeros(0, 6, dtype=torch.int64), labels=labels)
+    scores = torch.tensor([0.1, 0.9, 0.5, 0.5, 0.3, 0.3])
+    metrics = BinaryMetrics()
+    metrics.update(torch.logit(scores), labels)
+    own = SimpleNamespace(scores=lambda _: scores)
+    assert until.auc(own, rows) == pytest.approx(metrics.compute()["auc"])
 
 
 def records(**rates: float) -> Records:

@@ -279,7 +279,7 @@ def _until(records: Records) -> list[str]:
         f"CPU seconds of training until a validation AUC of {measured[0].median('target'):.4f}, on"
         f" generated data of {shape.examples:,} rows whose true odds are known: they have"
         f" {best:.4f}. Fields of 4 to 100,000 ids, batch {shape.batch:,}, at most three passes,"
-        " evaluated ten times in each (evaluation is left out). Every library has its own initial"
+        " evaluated eight times in each (evaluation is left out). Every library has its own initial"
         " values, and all their one learning rate, which was tuned for none.",
         "",
         *_table(

@@ -30,7 +30,7 @@ from recsys_compress.train.metrics import BinaryMetrics
 PYTHON = ROOT / ".venv-peers/bin/python"
 LOCK = Path(__file__).parent / "requirements.lock"
 SHAPE = Shape(warmup=1, steps=5)
-UNTIL = Shape(batch=1024, examples=330_000)
+UNTIL = Shape(batch=1024, examples=165_000)
 QUICK = Shape(features=4, rows=40_000, dim=8, batch=256, dense=2, warmup=1, steps=2, examples=4000)
 CONTESTANTS = ("full", "unified", "stock", "sparse", "dense", "fuxictr", "deepctr")
 SERVED = (

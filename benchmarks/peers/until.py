@@ -8,11 +8,10 @@ import torch
 
 from benchmarks.case import Case, Figures
 from benchmarks.peers.contestant import Rows, Sizes, open_contestant
-from recsys_compress.train.metrics import BinaryMetrics
 
-SHARE_OF_BEST = 0.95  # of the way from 0.5 to the best AUC there is
+SHARE_OF_BEST = 0.9  # of the way from 0.5 to the best AUC there is
 EPOCHS = 3
-EVALUATIONS = 10  # in an epoch
+EVALUATIONS = 8  # in an epoch
 _EVALUATION_ROWS = 8192
 
 
@@ -50,10 +49,14 @@ def measure(case: Case) -> Figures:
 
 
 def auc(own: Any, rows: Rows) -> float:
-    """Returns the AUC of a contestant's scores."""
-    metrics = BinaryMetrics()
-    for first in range(0, len(rows), _EVALUATION_ROWS):
-        part = rows.part(first, first + _EVALUATION_ROWS)
-        scores = torch.as_tensor(own.scores(part), dtype=torch.float32).flatten()
-        metrics.update(torch.logit(scores, eps=1e-7), part.labels)
-    return float(metrics.compute()["auc"])
+    """Returns the AUC of a contestant's scores; a tie counts half."""
+    starts = range(0, len(rows), _EVALUATION_ROWS)
+    parts = [rows.part(first, first + _EVALUATION_ROWS) for first in starts]
+    scores = torch.cat(
+        [torch.as_tensor(own.scores(p), dtype=torch.float64).flatten() for p in parts]
+    )
+    _, places, counts = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[places]
+    positive = int(rows.labels.sum())
+    above = float(ranks[rows.labels == 1].sum()) - positive * (positive + 1) / 2
+    return above / (positive * (len(rows) - positive))
