@@ -1,4 +1,5 @@
-# setup, demo, test, soak, lint, bench, bench-profile, bench-scale, bench-serving, studies, lock.
+# setup, demo, test, soak, lint, bench, bench-fuxictr-quality, bench-peers, bench-profile,
+# bench-scale, bench-serving, studies, lock.
 # DEVICE=cpu (the default) or cuda picks the lock file.
 DEVICE ?= cpu
 ifeq ($(filter $(DEVICE),cpu cuda),)
@@ -19,10 +20,13 @@ LOCKED := $(VENV)/$(DEVICE).locked
 READY := $(VENV)/$(DEVICE).ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check install --no-deps --no-compile
 
+PEERS := .venv-peers
+
 # By default idle OpenMP threads spin, which stalls torch as soon as another process wants the core.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test soak lint bench bench-profile bench-scale bench-serving studies lock
+.PHONY: setup demo test soak lint bench bench-fuxictr-quality bench-peers bench-profile \
+    bench-scale bench-serving studies lock
 
 setup: $(READY)
 	@:
@@ -48,6 +52,14 @@ bench: setup
 # Stages of training and scoring, and how far each is from what memory and processor allow.
 bench-profile: setup
 	@$(BIN)/python -m benchmarks.profile
+
+# Beside other libraries, which have an environment of their own: half an hour and more.
+bench-peers: setup $(PEERS)/locked
+	@$(BIN)/python -m benchmarks.peers.run
+
+# Whether FuxiCTR reaches its published quality: DATA holds Frappe's train, valid and test.parquet.
+bench-fuxictr-quality: setup $(PEERS)/locked
+	@$(BIN)/python -m benchmarks.peers.run --quality $(DATA)
 
 # Load on a scoring server that is up: make bench-serving URL=http://127.0.0.1:5001/invocations \
 #     ROWS=rows.parquet PROCESS=its-id
@@ -90,6 +102,12 @@ $(READY): $(LOCKED) pyproject.toml
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 	@echo "setup: $(BIN)/recsys-compress is ready"
+
+$(PEERS)/locked: benchmarks/peers/requirements.lock | $(READY)
+	@echo "bench-peers: installing $< into $(PEERS)"
+	@$(BIN)/python -m venv --clear $(PEERS)
+	@$(PEERS)/bin/$(subst $(BIN)/,,$(PIP)) --only-binary :all: --require-hashes --requirement $<
+	@touch $@
 
 # Newest versions that pyproject.toml allows; pins already in a lock stay (remove it to renew all).
 COMPILE := $(UV) pip compile --quiet --generate-hashes --only-binary :all: --no-header --no-annotate \

@@ -72,25 +72,28 @@ class Case:
         return cls(**{**raw, "shape": Shape(**raw["shape"])})
 
 
-def run(case: Case, root: Path = ROOT) -> Figures:
+def run(case: Case, *, root: Path = ROOT, python: str = sys.executable) -> Figures:
     """Measures a case in a fresh process.
 
     Args:
         case: the case.
         root: the checkout whose code runs.
+        python: the interpreter.
 
     Raises:
         RuntimeError: the process failed; the message ends with what it said.
     """
-    return run_worker(case, [], root)
+    return run_worker(case, [], root=root, python=python)
 
 
-def run_worker(case: Case, launcher: list[str], root: Path = ROOT) -> Figures:
+def run_worker(
+    case: Case, launcher: list[str], *, root: Path = ROOT, python: str = sys.executable
+) -> Figures:
     """Measures a case in fresh processes that `python LAUNCHER` starts; see `run`."""
     # OpenMP that spins would measure the neighbours: no process here does.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "benchmarks.worker", case.dump()],
+        [python, *launcher, "-m", "benchmarks.worker", case.dump()],
         cwd=root,
         env=environment,
         capture_output=True,

@@ -147,7 +147,7 @@ def measure(shape: Shape, repeats: int, against: Path | None) -> Profile:
     found = Profile(shape=shape, machine=machine())
 
     def take(name: str, case: Case, root: Path = ROOT) -> None:
-        figures = run(case, root)
+        figures = run(case, root=root)
         found.runs.setdefault(name, []).append(figures)
         shown = "  ".join(f"{key} {value:,.4g}" for key, value in figures.items())
         print(f"{name}  {shown}", flush=True)

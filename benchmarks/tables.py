@@ -19,6 +19,7 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks.case import Shape
+from benchmarks.ids import random_ids
 from recsys_compress.compress import (
     CompressedEmbeddingBagCollection,
     Method,
@@ -165,18 +166,10 @@ class Batches:
     """
 
     def __init__(self, shape: Shape, *, zipf: float, count: int = 8, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        size = (count, shape.features * shape.batch)
-        u = torch.rand(size, dtype=torch.float64, generator=generator)
-        power, rows = 1 - zipf, shape.rows_per_table
-        # Inverse of the integral of x**-zipf from 1 to rows + 1.
-        ranks = (1 + u * ((rows + 1) ** power - 1)) ** (1 / power) - 1
-        ranks = ranks.long().clamp_(max=rows - 1)
-        # Rank and id have nothing to do with each other: frequent rows lie anywhere in a table.
-        self._ids = torch.randperm(rows, generator=generator)[ranks]
+        self._ids = random_ids(shape, zipf=zipf, count=count, seed=seed)
         self._names = names(shape)
         self._shape = shape
-        self._lengths = torch.ones(size[1], dtype=torch.int64)
+        self._lengths = torch.ones(shape.features * shape.batch, dtype=torch.int64)
 
     def flat(self, number: int) -> Tensor:
         """Returns (F x B,) ids, features outermost."""
