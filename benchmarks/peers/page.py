@@ -149,8 +149,8 @@ def _reasons(records: Records) -> Iterator[str]:
         yield (
             f"Inference: of the {batch:,.0f} ms of a batch from the full fp32 artifact,"
             f" {look_up:,.1f} are look-ups ({look_up / batch:.0%}), and the rest is dense layers in"
-            f" fp32, which no storage type of the tables changes; layers in int8 do. Look-ups that took no time at all"
-            f" would give {limit:.2f}x.{_look_ups(records)}"
+            f" fp32, which no storage type of the tables changes; layers in int8 do. Look-ups that"
+            f" took no time at all would give {limit:.2f}x.{_look_ups(records)}"
         )
         yield ""
 
