@@ -372,6 +372,7 @@ def draw(records: Records, path: Path) -> None:
         if found:
             panel.set(xscale="log", yscale="log", xlabel=text, ylabel="thousand samples/CPU s")
             panel.legend(frameon=False)
+        panel.set_visible(bool(found))
         panel.set_title(f"training by {text}")
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
