@@ -138,8 +138,7 @@ def _reasons(records: Records) -> Iterator[str]:
                 f"Training: of the {peer.median('step'):,.0f} ms of a step of FuxiCTR"
                 f" {_HOW[tuned]}, {peer.median('optimizer'):,.0f} are its optimizer's, which"
                 f" touches every row. Ours takes {full.median('step'):,.0f} ms, nearly all of them"
-                " in the dense layers, which are the same for both; so the ratio grows with the"
-                " rows, see Growth."
+                " in the dense layers, which are the same for both and bound the ratio."
             )
             yield ""
     base = records.find("inference", "full fp32", tuned=True)
@@ -280,7 +279,8 @@ def _until(records: Records) -> list[str]:
         f" generated data of {shape.examples:,} rows whose true odds are known: they have"
         f" {best:.4f}. Fields of 4 to 100,000 ids, batch {shape.batch:,}, at most three passes,"
         " evaluated eight times in each (evaluation is left out). Every library has its own initial"
-        " values, and all their one learning rate, which was tuned for none.",
+        " values, and the learning rates of above, tuned for none."
+        f" Runs of each: {len(measured[0].runs)}.",
         "",
         *_table(
             found,
@@ -372,6 +372,7 @@ def draw(records: Records, path: Path) -> None:
         if found:
             panel.set(xscale="log", yscale="log", xlabel=text, ylabel="thousand samples/CPU s")
             panel.legend(frameon=False)
+        panel.set_visible(bool(found))
         panel.set_title(f"training by {text}")
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
