@@ -35,7 +35,7 @@ demo: setup
 	@$(BIN)/recsys-compress demo
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Runs killed at random moments, 20 times alone and 20 times in two processes; 15 minutes.
 soak: setup
