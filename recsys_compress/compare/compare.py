@@ -8,18 +8,20 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from recsys_compress.compare.cells import Cell, cells, first_cell, seeds_of, trials
+from recsys_compress.compare.cells import Cell, Run, cells, first_cell, seeds_of, trials
 from recsys_compress.compare.progress import StudyProgress
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.runner import Memory, Runner, StoppedError
-from recsys_compress.compare.spec import AUC
+from recsys_compress.compare.spec import AUC, Study
 from recsys_compress.errors import UserError
 from recsys_compress.train.memory import memory_bytes
 
 Task = tuple[Cell, int]  # a cell and a seed
+Job = tuple[str, Callable[[], str]]  # a name, and what is done and says what came of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ def missing(records: Records, only: Sequence[str] = ("*",), *, redo: bool = Fals
         redo: whether those with figures are among them.
     """
     study = records.study
-    wanted = [c for c in cells(study) if any(fnmatch(c.name, pattern) for pattern in only)]
+    wanted = _wanted(study, only)
     entries = {(cell.entry.name, cell.model): cell.entry for cell in wanted}
     tried = [t for (_, model), entry in entries.items() for t in trials(study, entry, model)]
     tasks = [(cell, seed) for cell in [*tried, *wanted] for seed in seeds_of(study, cell)]
@@ -118,41 +120,37 @@ class _Comparison:
                 own = [task for task in tasks if _stage(task[0]) == stage]
                 if stage == 1:
                     own += self._models_gone(tasks, own)
-                runs: dict[tuple[str, int], Task] = {}
+                jobs: dict[tuple[str, int], Job] = {}
                 for cell, seed in own:
-                    run = self._records.run(cell)
+                    run, name = self._records.run(cell), _name(cell, seed)
                     if run is None:
-                        self.failed[_name(cell, seed)] = "none of its trials has figures"
+                        self.failed[name] = "none of its trials has figures"
                     else:  # cells with the same settings share one run
-                        runs.setdefault((run.key, seed), (cell, seed))
-                self._side_by_side(runs.values(), self._measure, progress)
+                        jobs.setdefault((run.key, seed), (name, partial(self._measure, run, seed)))
+                self._side_by_side(jobs.values(), progress)
 
     def measure_served(self) -> None:
         """Measures storage types and inference of the trained models that are still here."""
+        study = self._records.study
         tasks = [
-            (cell, seed)
-            for cell in cells(self._records.study)
-            if any(fnmatch(cell.name, pattern) for pattern in self._options.only)
-            for seed in seeds_of(self._records.study, cell)
-            if self._unserved(cell, seed)
+            (c, seed) for c in _wanted(study, self._options.only) for seed in seeds_of(study, c)
         ]
-        with StudyProgress("measured as served", len(tasks), self._options.processes) as progress:
-            self._side_by_side(tasks, self._serve, progress)
+        jobs = [job for cell, seed in tasks if (job := self._served(cell, seed)) is not None]
+        with StudyProgress("measured as served", len(jobs), self._options.processes) as progress:
+            self._side_by_side(jobs, progress)
 
-    def _side_by_side(
-        self, tasks: Collection[Task], work: Callable[[Cell, int], str], progress: StudyProgress
-    ) -> None:
-        def one(cell: Cell, seed: int) -> None:
-            name, started = _name(cell, seed), time.monotonic()
+    def _side_by_side(self, jobs: Collection[Job], progress: StudyProgress) -> None:
+        def one(name: str, work: Callable[[], str]) -> None:
+            started = time.monotonic()
             with suppress(StoppedError):
                 try:
-                    said = work(cell, seed)
+                    said = work()
                 except UserError as error:
                     self.failed[name] = said = str(error)
                 progress.done(name, said, time.monotonic() - started)
 
         with ThreadPoolExecutor(self._options.processes) as executor:
-            futures = [executor.submit(one, *task) for task in tasks]
+            futures = [executor.submit(one, *job) for job in jobs]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -162,45 +160,36 @@ class _Comparison:
                 self._runner.stop()
                 raise
 
-    def _measure(self, cell: Cell, seed: int) -> str:
-        run = self._records.run(cell)
-        assert run is not None  # noqa: S101  # its trials have figures
+    def _measure(self, run: Run, seed: int) -> str:
         record = self._runner.measure(run, seed)
         self._keep(record)
         return record.error or f"test AUC {record.figures[AUC]:.4f}"
 
-    def _serve(self, cell: Cell, seed: int) -> str:
-        record, folder, base = self._served(cell, seed)
+    def _served(self, cell: Cell, seed: int) -> Job | None:
+        """Returns what measures a cell's model as it is served; None where there is nothing to."""
+        study = self._records.study
+        run = self._records.run(cell)
+        first = self._records.run(replace(cells(study)[0], model=cell.model))
+        if run is None or first is None:
+            return None
+        record, folder = self._records.of(run, seed), self._runner.folder(run, seed)
         if record is None or folder is None:
-            return "no model here"
-        for kind in self._records.study.storage:
-            if f"{kind}.auc" not in record.figures:
-                record = record.with_figures(kind, self._runner.store(folder, kind))
-        if base is not None and "inference.ratio" not in record.figures:
+            return None
+        kinds = [kind for kind in study.storage if f"{kind}.auc" not in record.figures]
+        timed = "inference.ratio" in record.figures
+        base = None if timed else self._runner.folder(first, seed)
+        if not kinds and base is None:
+            return None
+        return _name(cell, seed), partial(self._serve, record, folder, kinds, base)
+
+    def _serve(self, record: Record, folder: Path, kinds: Sequence[str], base: Path | None) -> str:
+        """Measures a model in storage types, and its inference against another's."""
+        for kind in kinds:
+            record = record.with_figures(kind, self._runner.store(folder, kind))
+        if base is not None:
             record = record.with_figures("inference", self._runner.inference(folder, base))
         self._keep(record)
         return "stored and timed"
-
-    def _unserved(self, cell: Cell, seed: int) -> bool:
-        record, folder, base = self._served(cell, seed)
-        wanted = [f"{kind}.auc" for kind in self._records.study.storage]
-        wanted += ["inference.ratio"] if base is not None else []
-        return bool(record and folder and not record.figures.keys() >= set(wanted))
-
-    def _served(self, cell: Cell, seed: int) -> tuple[Record | None, Path | None, Path | None]:
-        """Returns a cell's record, its run's folder and that of the first entry's run."""
-        run, first = (
-            self._records.run(cell),
-            replace(cells(self._records.study)[0], model=cell.model),
-        )
-        base = self._records.run(first)
-        if run is None or base is None:
-            return None, None, None
-        return (
-            self._records.of(run, seed),
-            self._runner.folder(run, seed),
-            self._runner.folder(base, seed),
-        )
 
     def _models_gone(self, tasks: Sequence[Task], own: Sequence[Task]) -> list[Task]:
         """Returns trainings that have figures, but whose models are to be compressed and gone."""
@@ -218,6 +207,11 @@ class _Comparison:
         with self._writing:
             self._records.add(record)
             self._records.write(self._options.results)
+
+
+def _wanted(study: Study, only: Sequence[str]) -> list[Cell]:
+    """Returns the cells whose names match a pattern."""
+    return [c for c in cells(study) if any(fnmatch(c.name, pattern) for pattern in only)]
 
 
 def _stage(cell: Cell) -> int:
