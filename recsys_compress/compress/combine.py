@@ -2,10 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.bags import Bags
@@ -13,28 +15,54 @@ from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable
 
 
 class Pairwise(nn.Module):
-    """Combines two look-ups a feature by an elementwise operation.
+    """Combines two look-ups a feature by an elementwise sum or product.
 
     The look-ups are the first of all such features, then the second of each, then the only
     look-ups of other features, which pass as they are.
 
     Args:
-        operation: `torch.add` or `torch.mul`.
         width: sum of the widths of the first look-ups.
+        product: whether they are multiplied; else they are added.
     """
 
-    def __init__(self, operation: Callable[[Tensor, Tensor], Tensor], width: int) -> None:
+    def __init__(self, width: int, *, product: bool) -> None:
         super().__init__()
-        self._operation = operation
         self._width = width
+        self._product = product
 
     def forward(self, vectors: Tensor, bags: Bags) -> Tensor:  # noqa: ARG002
         """Returns the features' vectors; see `Lowering.combine`."""
+        if self._product:
+            product: Tensor = _Product.apply(vectors, self._width)  # type: ignore[no-untyped-call]
+            return product
         others = vectors.shape[1] - 2 * self._width
         # A split's backward pass is one concatenation; two slices' are two padded sums.
         first, second, rest = torch.split(vectors, [self._width, self._width, others], dim=1)
-        combined = self._operation(first, second)
-        return torch.cat([combined, rest], dim=1) if others else combined
+        return torch.cat([first + second, rest], dim=1) if others else first + second
+
+
+class _Product(torch.autograd.Function):
+    """Multiplies the first W columns by the next W; autograd's way back takes a copy more."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, width: int) -> Tensor:
+        ctx.save_for_backward(vectors)
+        ctx.width = width
+        output = vectors.new_empty(len(vectors), vectors.shape[1] - width)
+        torch.mul(vectors[:, :width], vectors[:, width : 2 * width], out=output[:, :width])
+        output[:, width:] = vectors[:, 2 * width :]
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (vectors,), width = ctx.saved_tensors, ctx.width
+        moved = torch.empty_like(vectors)
+        own = gradient[:, :width]
+        torch.mul(own, vectors[:, width : 2 * width], out=moved[:, :width])
+        torch.mul(own, vectors[:, :width], out=moved[:, width : 2 * width])
+        moved[:, 2 * width :] = gradient[:, width:]
+        return moved, None
 
 
 def projected(

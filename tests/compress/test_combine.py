@@ -1,5 +1,6 @@
 """Several lowerings with and without a combine in one collection, and what it costs."""
 
+import pytest
 import torch
 from torchrec.modules.embedding_configs import PoolingType
 
@@ -10,6 +11,8 @@ from recsys_compress.compress import (
     Rule,
     TableOptions,
 )
+from recsys_compress.compress.bags import Bags
+from recsys_compress.compress.combine import Pairwise
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.low_rank import LowRank
 from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
@@ -85,3 +88,15 @@ def test_serving_bytes_and_plain_data_count_what_combines() -> None:
     assert combine == 7 * 12 * 4
     assert plain["total"]["serving"]["fp32"] == combine + 4 * (3 * 5000 + 2 * 40)
     assert report.table_bytes < full_bytes(make_tables())
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_product_has_the_gradients_of_a_product(others: int) -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(5, 2 * 3 + others, dtype=torch.float64, requires_grad=True)
+    tables = make_tables()
+    bags = Bags(features=make_batch(5), names=[t.name for t in tables], is_weighted=False)
+    combine = Pairwise(3, product=True)
+    assert torch.equal(combine(vectors, bags)[:, :3], vectors[:, :3] * vectors[:, 3:6])
+    assert torch.equal(combine(vectors, bags)[:, 3:], vectors[:, 6:])
+    assert torch.autograd.gradcheck(lambda given: combine(given, bags), (vectors,))

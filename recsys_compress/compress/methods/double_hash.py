@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.budget import check_choice, check_share, half_dim, solve
@@ -80,7 +79,7 @@ class DoubleHash(SharedRows):
                 regions=[Region(rows=physical[x.table].num_embeddings) for x in lookups],
                 names=[lookup.name for lookup in lookups],
             ),
-            combine=Pairwise(torch.add, width) if self.operation == "add" else None,
+            combine=Pairwise(width, product=False) if self.operation == "add" else None,
         )
 
     def fit(

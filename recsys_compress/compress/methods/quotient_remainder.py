@@ -81,8 +81,8 @@ class QuotientRemainder(SharedRows):
         widths = {f: int(t.embedding_dim) for t in tables for f in t.feature_names}
         combine = None
         if split and self.operation != "concat":
-            operation = torch.mul if self.operation == "mult" else torch.add
-            combine = Pairwise(operation, sum(widths[f] for f, _, part in split if part == "q"))
+            width = sum(widths[f] for f, _, part in split if part == "q")
+            combine = Pairwise(width, product=self.operation == "mult")
         return Lowering(
             tables=tuple(part for table in tables for part in self._parts(table)),
             lookups=lookups,
@@ -221,11 +221,16 @@ class QuotientsAndRemainders(nn.Module):
 
     def _refuse_several(self, lengths: Tensor) -> None:
         """Refuses (F, B) lengths above 1 of features whose rows are multiplied."""
-        several = (lengths[self.multiplied] > 1).any(dim=1)
         if lengths.device.type != "cpu":
-            torch._assert_async(~several.any(), "a bag of several ids cannot be multiplied")
-        elif several.any():
-            feature = self.features[self.multiplied[int(several.nonzero()[0])]]
+            several = (lengths[self.multiplied] > 1).any()
+            torch._assert_async(~several, "a bag of several ids cannot be multiplied")
+            return
+        # A maximum is all that the common case costs.
+        if not lengths.numel() or int(lengths.max()) <= 1:
+            return
+        several = (lengths[self.multiplied] > 1).any(dim=1).nonzero()
+        if len(several):
+            feature = self.features[self.multiplied[int(several[0])]]
             raise UserError(
                 f"feature {feature!r}: a bag has several ids, which 'quotient_remainder' with "
                 "operation 'mult' cannot pool; use operation 'add' or 'concat'"
