@@ -1,8 +1,7 @@
 """A job and a budget in, the best plan for its tables out."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,9 @@ from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, sol
 from recsys_compress.train.build import logical_tables, lowered
 from recsys_compress.train.shard import process_group
 
+# The budget, and the items with their best options.
+Solved = tuple[int | None, list[Item], Choice]
+
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
 
@@ -49,6 +51,7 @@ class Plan:
         fullest: the process that holds most; None where their number was not given.
         choice: the solver's.
         budget: bytes that it was solved for; None where AUC was asked for.
+        asked: bytes that were asked for: more than `budget` where processes cannot hold them.
         more: bytes a little beyond the budget, and the predicted rise of the logloss there.
         curve: (bytes, predicted rise) of the best plans at all sizes, rising.
         quality: what a rise does to the AUC; None for the grade "data".
@@ -65,6 +68,7 @@ class Plan:
     fullest: FullestRank | None
     choice: Choice
     budget: int | None
+    asked: int | None
     more: tuple[int, float]
     curve: Sequence[tuple[float, float]]
     quality: AucByLoss | None
@@ -144,7 +148,7 @@ def prepare(job: Job, request: Request) -> Prepared:
     dataset = PreparedDataset.open(job.data.path)
     tables = logical_tables(dataset.schema, job.embedding.dim)
     if request.grade != "data" and request.reference is None:
-        request = dataclasses.replace(request, reference=short_run(job, request.probe_epochs))
+        request = replace(request, reference=short_run(job, request.probe_epochs))
     evidence, quality, scales = _evidence(job, dataset, tables, request)
     return Prepared(
         job=job,
@@ -177,11 +181,14 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         UserError: the budget is out of reach, or the plan cannot be built.
     """
     job, menu = common.job, common.menu
-    budget, items, choice = _solved(menu, request, common.full, common.quality)
+    asked, items, choice = _solved(menu, request, common.full, common.quality)
+    budget, fullest = asked, None
+    if request.world_size is not None:
+        cluster = Cluster.of(common.job, request.world_size, request.hbm)
+        budget, items, choice, fullest = _fitting(common, request, cluster, (asked, items, choice))
     dishes = chosen(items, choice)
-    policy, sizes, collection = _built(common, dishes)
+    policy, sizes, _ = _built(common, dishes)
     _check(sizes, [dish.candidate.sizes for dish in dishes.values()], request.purpose, budget)
-    fullest = _fullest(common, request, collection, sizes)
     path = frontier([item.options(menu.purpose) for item in items])
     points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
     limit = int(_MORE * (budget or choice.cost))
@@ -197,6 +204,7 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         fullest=fullest,
         choice=choice,
         budget=budget,
+        asked=asked,
         more=(limit, choice.loss if more is None else more[1].loss),
         curve=[(float(path.costs[i]), float(path.losses[i])) for i in points],
         quality=common.quality,
@@ -207,8 +215,8 @@ def plan_within(common: Prepared, request: Request) -> Plan:
             needs_start=request.adopting and _differ(job, dishes.values()),
         ),
     )
-    file = dataclasses.replace(plan.file, summary=summary(plan), tables=tuple(rows(plan)))
-    return dataclasses.replace(plan, file=file)
+    file = replace(plan.file, summary=summary(plan), tables=tuple(rows(plan)))
+    return replace(plan, file=file)
 
 
 def _built(
@@ -220,37 +228,45 @@ def _built(
     return policy, size_of(collection, common.job.train.optimizer), collection
 
 
-def _fullest(
-    common: Prepared, request: Request, collection: CompressedEmbeddingBagCollection, sizes: Sizes
-) -> FullestRank | None:
-    """Returns the process that holds most of a plan; None where their number was not given.
+def _fitting(
+    common: Prepared, request: Request, cluster: Cluster, solved: Solved
+) -> tuple[int | None, list[Item], Choice, FullestRank]:
+    """Returns what was solved, or what is solved for the largest budget that processes can hold.
+
+    Its bound stays that of the budget asked for, so that the gap tells what they cost at most.
 
     Raises:
-        UserError: the plan cannot be divided so, or does not fit; with a budget that would.
+        UserError: no budget's plan fits, or AUC was asked for and its plan does not.
     """
-    if request.world_size is None:
-        return None
-    cluster = Cluster.of(common.job, request.world_size, request.hbm)
-    menu = common.menu
+    menu, (asked, items, choice) = common.menu, solved
+
+    def fullest(items: list[Item], choice: Choice) -> FullestRank:
+        _, sizes, collection = _built(common, chosen(items, choice))
+        return cluster.fullest(collection, sizes)
+
+    def within(budget: int) -> tuple[list[Item], Choice] | None:
+        return menu.best(lambda options: solve(options, budget), lambda found: found.loss)
 
     def fits(budget: int) -> bool:
-        found = menu.best(lambda options: solve(options, budget), lambda choice: choice.loss)
-        if found is None:
-            return False
-        _, own, smaller = _built(common, chosen(*found))
+        found = within(budget)
         try:
-            cluster.fullest(smaller, own)
+            return found is not None and bool(fullest(*found))
         except UserError:
             return False
-        return True
 
     try:
-        return cluster.fullest(collection, sizes)
+        return asked, items, choice, fullest(items, choice)
     except UserError as error:
         least = int(min(_extremes(menu, lambda options: float(options.costs.min()))))
-        budget = largest_that_fits(fits, least, sizes.of(request.purpose))
-        mend = "no smaller plan fits either" if budget is None else f"--budget {budget} fits"
-        raise UserError(f"{error}; {mend}") from error
+        most = _built(common, chosen(items, choice))[1].of(request.purpose)
+        budget = largest_that_fits(fits, least, most)
+        found = None if budget is None else within(budget)
+        if found is None:
+            raise UserError(f"{error}; no smaller plan fits either") from error
+        if asked is None:
+            raise UserError(f"{error}; --budget {budget} fits") from error
+    items, smaller = found
+    return budget, items, replace(smaller, bound=choice.bound), fullest(items, smaller)
 
 
 def summary(plan: Plan) -> dict[str, Any]:
@@ -259,6 +275,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     return {
         "for": request.purpose,
         "budget_bytes": plan.budget,
+        "asked_bytes": plan.asked,
         "max_auc_loss": request.max_auc_loss,
         "grade": request.grade,
         "reference": None if request.reference is None else str(request.reference),
@@ -267,7 +284,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "loss_rise_error": plan.error,
         "fullest_rank": None
         if plan.fullest is None
-        else {**dataclasses.asdict(plan.fullest), "training": plan.fullest.training},
+        else {**asdict(plan.fullest), "training": plan.fullest.training},
         "gap": plan.choice.gap,
         "auc_before": None if quality is None else quality.auc(0.0),
         "auc_after": None if quality is None else quality.auc(plan.loss),
@@ -295,7 +312,7 @@ def rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _bytes(sizes: Sizes) -> dict[str, int]:
-    return {**dataclasses.asdict(sizes), "training": sizes.training}
+    return {**asdict(sizes), "training": sizes.training}
 
 
 def _differ(job: Job, dishes: Iterable[Dish]) -> bool:
@@ -308,7 +325,7 @@ def _differ(job: Job, dishes: Iterable[Dish]) -> bool:
 def _full(job: Job) -> Policy:
     """Returns the policy of full tables."""
     rule = make_rule("full", job.embedding)
-    return alone(Full(), dataclasses.replace(rule.options, storage="fp32"))
+    return alone(Full(), replace(rule.options, storage="fp32"))
 
 
 def _evidence(
@@ -327,9 +344,7 @@ def _evidence(
     return evidence, quality, scales
 
 
-def _solved(
-    menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None
-) -> tuple[int | None, list[Item], Choice]:
+def _solved(menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None) -> Solved:
     """Returns the budget, and the items with their best options.
 
     Raises:
@@ -359,7 +374,7 @@ def _solved(
         )
     items, choice = found
     # The solver's bound and gap are of the bytes then; the report's are of the loss.
-    return None, items, dataclasses.replace(choice, bound=choice.loss)
+    return None, items, replace(choice, bound=choice.loss)
 
 
 def _extremes(menu: Menu, of: Callable[[Options], float]) -> list[float]:

@@ -90,6 +90,8 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
     """Returns the plan as a whole, in words."""
     sizes, full, quality = plan.sizes, plan.full, plan.quality
     budget = "" if plan.budget is None else f", budget {plan.budget:,} for {plan.request.purpose}"
+    if plan.asked != plan.budget:
+        budget += f": processes cannot hold plans of the {plan.asked:,} asked for"
     saved = plan.loss - plan.more[1]
     facts = [
         (

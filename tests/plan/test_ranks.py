@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
-import re
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -11,6 +13,7 @@ from recsys_compress.config import ShardingConfig
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.plan.planner import Plan, Prepared, make_plan, plan_within, prepare
+from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import FullestRank, largest_that_fits
 from recsys_compress.plan.report import plain, render
 from recsys_compress.plan.request import Request
@@ -25,10 +28,10 @@ def common(
 ) -> Prepared:
     job = make_job(synthetic_dataset, tmp_path_factory.mktemp("runs"), "full", threads=1)
     settings = {"optimizer": "rowwise_adagrad", "dim": 16, "min_rows": 0}
-    fused = dataclasses.replace(EMBEDDINGS["adagrad"], **settings)
+    fused = replace(EMBEDDINGS["adagrad"], **settings)
     # TorchRec's planner counts buffers for a batch, which are more than tables as small as these.
-    few = dataclasses.replace(job.train, batch_size=8)
-    job = dataclasses.replace(job, embedding=fused, train=few)
+    few = replace(job.train, batch_size=8)
+    job = replace(job, embedding=fused, train=few)
     return prepare(job, Request(budget="1x", methods=METHODS))
 
 
@@ -41,11 +44,19 @@ def plan_of(
     **sharding: object,
 ) -> tuple[Plan, FullestRank]:
     """Returns a plan and its fullest process."""
-    job = dataclasses.replace(common.job, sharding=ShardingConfig(**sharding))  # type: ignore[arg-type]
+    job = replace(common.job, sharding=ShardingConfig(**sharding))  # type: ignore[arg-type]
     request = Request(budget=budget, methods=METHODS, world_size=world_size, hbm=hbm)
-    plan = plan_within(dataclasses.replace(common, job=job), request)
+    plan = plan_within(replace(common, job=job), request)
     assert plan.fullest is not None
     return plan, plan.fullest
+
+
+def shown(plan: Plan) -> str:
+    """Returns what is printed of a plan."""
+    console = Console(width=200, record=True, file=io.StringIO())
+    for table in render(plan):
+        console.print(table)
+    return console.export_text()
 
 
 @pytest.mark.parametrize("world_size", [2, 8])
@@ -61,8 +72,8 @@ def test_rows_divided_take_a_share_of_each_process(world_size: int, common: Prep
 
 
 def test_what_dense_optimizers_train_is_in_every_process(common: Prepared) -> None:
-    dense = dataclasses.replace(EMBEDDINGS["adagrad"], dim=8, optimizer="adam", learning_rate=0.01)
-    job = dataclasses.replace(common.job, embedding=dense)
+    dense = replace(EMBEDDINGS["adagrad"], dim=8, optimizer="adam", learning_rate=0.01)
+    job = replace(common.job, embedding=dense)
     plan = make_plan(job, Request(budget="0.5x", methods=METHODS, world_size=8))
     assert plan.fullest is not None
     assert plan.fullest.parameters == plan.sizes.parameters
@@ -71,19 +82,33 @@ def test_what_dense_optimizers_train_is_in_every_process(common: Prepared) -> No
 
 @pytest.mark.parametrize("kind", ["auto", "row_wise"])
 @pytest.mark.parametrize("world_size", [2, 8])
-def test_a_plan_that_does_not_fit_is_refused_with_one_that_does(
-    kind: str, world_size: int, common: Prepared
-) -> None:
+def test_a_plan_is_made_smaller_until_it_fits(kind: str, world_size: int, common: Prepared) -> None:
     large, fullest = plan_of(common, world_size, budget="1x", hbm="80GiB", kind=kind)
     assert fullest.memory == 80 * 2**30
+    assert large.budget == large.asked
     hbm = str(7 * fullest.training // 10)
-    with pytest.raises(UserError) as caught:
-        plan_of(common, world_size, budget="1x", hbm=hbm, kind=kind)
-    match = re.search(r"; --budget (\d+) fits$", str(caught.value))
-    assert match is not None
-    assert int(match[1]) < large.sizes.training
-    _, found = plan_of(common, world_size, budget=match[1], hbm=hbm, kind=kind)
+    small, found = plan_of(common, world_size, budget="1x", hbm=hbm, kind=kind)
     assert found.training <= int(hbm)
+    assert found.training > 0.5 * int(hbm)  # plans come in steps
+    assert small.asked == large.asked
+    assert small.budget is not None
+    assert small.budget < large.sizes.training
+    assert small.sizes.training <= small.budget
+    # What processes cost at most is part of the gap.
+    assert small.loss > large.loss
+    assert small.choice.gap >= small.loss - large.loss
+    assert f"processes cannot hold plans of the {large.asked:,} asked for" in shown(small)
+
+
+def test_a_plan_by_auc_is_not_made_smaller(common: Prepared) -> None:
+    quality = AucByLoss(rises=np.array([0.0, 1.0]), aucs=np.array([0.9, 0.5]), logloss=0.5)
+    request = Request(
+        max_auc_loss=1e-6, grade="reference", reference=Path("run"), methods=METHODS, world_size=2
+    )
+    sharding = ShardingConfig(kind="row_wise", host_memory="50kB")
+    given = replace(common, quality=quality, job=replace(common.job, sharding=sharding))
+    with pytest.raises(UserError, match=r"fullest of 2 .*; --budget \d+ fits"):
+        plan_within(given, request)
 
 
 def test_memory_too_small_for_any_plan(common: Prepared) -> None:
@@ -105,10 +130,7 @@ def test_what_is_asked_must_make_sense(common: Prepared) -> None:
 def test_the_fullest_process_is_shown(common: Prepared) -> None:
     plan, found = plan_of(common, 8)
     assert plain(plan)["fullest_rank"] == {**dataclasses.asdict(found), "training": found.training}
-    console = Console(width=200, record=True, file=io.StringIO())
-    for table in render(plan):
-        console.print(table)
-    assert f"training {found.training:,} of {found.memory:,}" in console.export_text()
+    assert f"training {found.training:,} of {found.memory:,}" in shown(plan)
     assert plan.file.summary["fullest_rank"]["world_size"] == 8
 
 
