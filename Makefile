@@ -76,6 +76,7 @@ studies: setup
 	    $(BIN)/recsys-compress compare studies/$$study.toml --processes 2 \
 	        $(if $(DATA),--data $(DATA)); \
 	done
+	@$(BIN)/python -m benchmarks.method_curves
 
 # A new lock, or another device, starts from an empty environment: nothing stale stays behind.
 $(LOCKED): $(LOCK)
