@@ -20,7 +20,8 @@ from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose, alone, lowered, size_of
 from recsys_compress.plan.menu import METHODS
-from recsys_compress.plan.planner import Plan, Prepared, plan_within, prepare
+from recsys_compress.plan.plan import Plan
+from recsys_compress.plan.planner import Prepared, plan_within, prepare
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.request import Request
 from recsys_compress.train.build import build

@@ -12,8 +12,9 @@ from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.prepare import prepare
 from recsys_compress.data.sources import make_source
 from recsys_compress.errors import UserError
-from recsys_compress.plan.planner import Request, make_plan
+from recsys_compress.plan.planner import make_plan
 from recsys_compress.plan.report import write_page
+from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
 from recsys_compress.track.run import tracked_train
 from recsys_compress.train.folder import JOB, read_result

@@ -1,8 +1,7 @@
 """A job and a budget in, the best plan for its tables out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_
 from recsys_compress.plan.curves import DataEvidence, Evidence, Scales
 from recsys_compress.plan.labels import label_counts
 from recsys_compress.plan.menu import Dish, Item, Menu, chosen, make_menu
+from recsys_compress.plan.plan import Plan, rows, summary
 from recsys_compress.plan.probes import probe
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import Cluster, FullestRank, largest_that_fits
@@ -34,65 +34,6 @@ Solved = tuple[int | None, list[Item], Choice]
 
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What each table should be.
-
-    Attributes:
-        request: what was asked.
-        policy: what is trained.
-        dishes: by the tables that are stored together, what they become and the estimate.
-        whys: by the same, what limited the choice.
-        worths: by table, the loss if all its ids had one vector.
-        sizes: exact bytes of the whole plan.
-        full: exact bytes of full tables in fp32.
-        fullest: the process that holds most; None where their number was not given.
-        choice: the solver's.
-        budget: bytes that it was solved for; None where AUC was asked for.
-        asked: bytes that were asked for: more than `budget` where processes cannot hold them.
-        more: bytes a little beyond the budget, and the predicted rise of the logloss there.
-        curve: (bytes, predicted rise) of the best plans at all sizes, rising.
-        quality: what a rise does to the AUC; None for the grade "data".
-        file: the plan as it is written.
-    """
-
-    request: Request
-    policy: Policy
-    dishes: Mapping[tuple[str, ...], Dish]
-    whys: Mapping[tuple[str, ...], str]
-    worths: Mapping[str, float]
-    sizes: Sizes
-    full: Sizes
-    fullest: FullestRank | None
-    choice: Choice
-    budget: int | None
-    asked: int | None
-    more: tuple[int, float]
-    curve: Sequence[tuple[float, float]]
-    quality: AucByLoss | None
-    file: PlanFile
-
-    @property
-    def loss(self) -> float:
-        """The predicted rise of the logloss."""
-        return sum(dish.estimate.loss for dish in self.dishes.values())
-
-    @property
-    def error(self) -> float:
-        """The standard error of the predicted rise."""
-        errors = [dish.estimate.error for dish in self.dishes.values()]
-        return float(np.sqrt(np.square(errors).sum()))
-
-    def reason(self, tables: tuple[str, ...]) -> str:
-        """Returns in a few words why tables are what they are."""
-        total = sum(self.worths.values()) or 1.0
-        worth = sum(self.worths[name] for name in tables) / total
-        rows = self.file.rows
-        ids = sum(rows[name] for name in tables) / sum(rows.values())
-        found = f"{worth:.1%} of what ids say, {ids:.1%} of ids"
-        return "; ".join(part for part in (found, self.whys.get(tables, "")) if part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,52 +208,6 @@ def _fitting(
             raise UserError(f"{error}; --budget {budget} fits") from error
     items, smaller = found
     return budget, items, replace(smaller, bound=choice.bound), fullest(items, smaller)
-
-
-def summary(plan: Plan) -> dict[str, Any]:
-    """Returns what was asked for and what was found, as plain data."""
-    request, quality = plan.request, plan.quality
-    return {
-        "for": request.purpose,
-        "budget_bytes": plan.budget,
-        "asked_bytes": plan.asked,
-        "max_auc_loss": request.max_auc_loss,
-        "grade": request.grade,
-        "reference": None if request.reference is None else str(request.reference),
-        "bytes": {**_bytes(plan.sizes), "full": _bytes(plan.full)},
-        "loss_rise": plan.loss,
-        "loss_rise_error": plan.error,
-        "fullest_rank": None
-        if plan.fullest is None
-        else {**asdict(plan.fullest), "training": plan.fullest.training},
-        "gap": plan.choice.gap,
-        "auc_before": None if quality is None else quality.auc(0.0),
-        "auc_after": None if quality is None else quality.auc(plan.loss),
-        "more_bytes": plan.more[0],
-        "more_loss_rise": plan.more[1],
-    }
-
-
-def rows(plan: Plan) -> list[dict[str, Any]]:
-    """Returns a line of plain data for each table, or group of tables that share rows."""
-    return [
-        {
-            "tables": list(names),
-            "method": dish.candidate.label.partition(" ")[0],
-            "storage": dish.candidate.options.storage,
-            "rows": dish.candidate.rows,
-            "dim": dish.candidate.dim,
-            **_bytes(dish.candidate.sizes),
-            "loss_rise": dish.estimate.loss,
-            "loss_rise_error": dish.estimate.error,
-            "reason": plan.reason(names),
-        }
-        for names, dish in plan.dishes.items()
-    ]
-
-
-def _bytes(sizes: Sizes) -> dict[str, int]:
-    return {**asdict(sizes), "training": sizes.training}
 
 
 def _differ(job: Job, dishes: Iterable[Dish]) -> bool:

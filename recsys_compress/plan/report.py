@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from recsys_compress.files import write_text
-from recsys_compress.plan.planner import Plan, rows, summary
+from recsys_compress.plan.plan import Plan, rows, summary
 from recsys_compress.track.plots import COLOURS, log_bytes, panels
 from recsys_compress.track.webpage import page, picture, table, terms
 

@@ -28,6 +28,7 @@ from recsys_compress.data.sources.files import CsvFormat, column_names, find_fil
 from recsys_compress.errors import UserError
 from recsys_compress.models import build_model
 from recsys_compress.models.quantized import empty_layers
+from recsys_compress.runtime import flush_denormals
 from recsys_compress.serve import rows as raw
 from recsys_compress.serve.artifact import (
     DENSE,
@@ -127,6 +128,7 @@ class Predictor:
             dense: (B, N) float32.
             sparse: KeyedJaggedTensor of stride B.
         """
+        flush_denormals()  # of whichever thread this is
         with torch.inference_mode():
             probabilities: Floats = torch.sigmoid(self._model(dense, sparse)).numpy()
         return probabilities

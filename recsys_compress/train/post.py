@@ -52,6 +52,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, Prepar
     Raises:
         UserError: the folder is no finished run, or a file is damaged.
     """
+    flush_denormals()
     job = load_job(folder / JOB, overrides)
     dataset = PreparedDataset.open(job.data.path)
     built = build(job, dataset.schema, read_policy(folder))

@@ -15,11 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recsys_compress.compress.hashing import salt
 from recsys_compress.compress.method import Kept
 from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
 from recsys_compress.compress.size import SizeReport
-from recsys_compress.compress.tensors import below
 from recsys_compress.config import Job, load_job
 from recsys_compress.data.batch import Batch
 from recsys_compress.data.dataset import PreparedDataset
@@ -28,6 +26,7 @@ from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file, to_json, write_text
 from recsys_compress.ranks import Ranks
+from recsys_compress.runtime import flush_denormals
 from recsys_compress.train.build import Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, Saver, load_newest
 from recsys_compress.train.context import stop_signals, tags
@@ -39,6 +38,7 @@ from recsys_compress.train.memory import peak_rss_bytes
 from recsys_compress.train.meter import Meter
 from recsys_compress.train.metrics import BinaryMetrics
 from recsys_compress.train.shard import process_group, write
+from recsys_compress.train.snapshot import restore, snapshot
 from recsys_compress.train.state import Progress
 from recsys_compress.train.step import Learner
 from recsys_compress.train.topology import table_shards
@@ -106,6 +106,7 @@ class Trainer:
         resume: Path | None,
         start: Start | None = None,
     ) -> None:
+        flush_denormals()
         if job.train.threads:
             torch.set_num_threads(job.train.threads)
         self.job = job
@@ -353,42 +354,16 @@ class Trainer:
         self.progress.reader = self.reader.state_dict()
         self.progress.search_reader = self.search_reader.state_dict()
         self.learner.average_statistics()
-        tensors = self._sharded_tensors()
-        tensors |= {f"optim/{n}": v for n, v in self.built.optimizers.dense_tensors().items()}
-        for number, hook in enumerate(self.learner.hooks):
-            tensors |= {f"hook/{number}/{n}": v for n, v in hook.tensors().items()}
-        # Each process draws its own random numbers.
-        tensors["rng"] = self.ranks.concat(torch.get_rng_state().unsqueeze(0))
-        if self.built.device.type == "cuda":
-            tensors["rng.cuda"] = self.ranks.concat(torch.cuda.get_rng_state().unsqueeze(0))
         self.saver.save(
             f"step-{self.progress.step:09d}-{self.progress.phase}",
-            tensors,
+            snapshot(self.built, self.learner.hooks, self.ranks),
             dataclasses.asdict(self.progress),
         )
-
-    def _sharded_tensors(self) -> dict[str, Any]:
-        """Returns the tensors that a checkpoint is loaded into in place."""
-        tensors = {f"model/{name}": value for name, value in self.built.state().items()}
-        fused = self.built.optimizers.fused_tensors()
-        return tensors | {f"optim/{name}": value for name, value in fused.items()}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.reader.load_state_dict(self.progress.reader)
         self.search_reader.load_state_dict(self.progress.search_reader)
-        with self.ranks.together():
-            checkpoint.load(self._sharded_tensors())
-            rest = checkpoint.read(lambda name: name.startswith(("optim/dense/", "hook/", "rng")))
-        self.built.optimizers.load_dense(below("optim/", rest))
-        for number, hook in enumerate(self.learner.hooks):
-            hook.load_tensors(below(f"hook/{number}/", rest))
-        if self.ranks.rank < len(rest["rng"]):
-            # A copy: torch crashes on a part of a tensor.
-            torch.set_rng_state(rest["rng"][self.ranks.rank].clone())
-            if "rng.cuda" in rest and self.built.device.type == "cuda":
-                torch.cuda.set_rng_state(rest["rng.cuda"][self.ranks.rank].clone())
-        else:  # a process more than there were
-            torch.manual_seed(salt("more", self.ranks.rank, self.progress.step))
+        restore(checkpoint, self.built, self.learner.hooks, self.ranks, self.progress.step)
 
     def _reader(self, split: Split, *, shuffle: bool | None = None) -> Reader:
         config = self.job.train

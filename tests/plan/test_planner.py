@@ -15,7 +15,8 @@ from recsys_compress.data.prepare import prepare as prepare_data
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import joined
-from recsys_compress.plan.planner import Plan, make_plan, prepare
+from recsys_compress.plan.plan import Plan
+from recsys_compress.plan.planner import make_plan, prepare
 from recsys_compress.plan.report import plain, write_page
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from

@@ -12,7 +12,8 @@ from rich.console import Console
 from recsys_compress.config import ShardingConfig
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
-from recsys_compress.plan.planner import Plan, Prepared, make_plan, plan_within, prepare
+from recsys_compress.plan.plan import Plan
+from recsys_compress.plan.planner import Prepared, make_plan, plan_within, prepare
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import FullestRank, largest_that_fits
 from recsys_compress.plan.report import plain, render
