@@ -30,6 +30,7 @@ from recsys_compress.files import atomic_file
 from recsys_compress.models.factorized import candidates, factors
 from recsys_compress.models.quantized import LayerType, round_layers
 from recsys_compress.ranks import Ranks
+from recsys_compress.runtime import flush_denormals
 from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics

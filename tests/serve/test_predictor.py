@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -80,6 +81,19 @@ def test_every_encoding_and_storage_type_reaches_the_stored_figures(
     assert (tmp_path / "int8" / "tables.safetensors").stat().st_size < (
         tmp_path / "fp32" / "tables.safetensors"
     ).stat().st_size
+
+
+def test_numbers_too_small_for_the_processor_are_zero_in_each_thread(
+    predictor: Predictor, rows: pa.Table
+) -> None:
+    torch.set_flush_denormal(False)
+
+    def left() -> int:
+        predictor.predict(rows.slice(0, 5))
+        return int((torch.full((4,), 1e-39) * 0.5).count_nonzero())
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [pool.submit(left).result() for _ in range(2)] == [0, 0]
 
 
 def test_layers_in_int8_reach_the_stored_figures_in_fewer_bytes(
