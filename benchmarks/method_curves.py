@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.case import ROOT
@@ -38,17 +39,16 @@ _PALE = "#CCCCCC"
 _MOST_LOST = 0.06  # test AUC; rows that lose more are below the picture
 
 
-def main() -> None:
-    """Writes the pictures."""
+def main(out: Path = PAGES) -> None:
+    """Writes the pictures to a folder."""
     found = []
     for name in STUDIES:
         study = load_study(ROOT / "studies" / f"{name}.toml")
         found.append(summarize(Records.load(study, ROOT / "studies" / name / "results.json")))
     for method in method_classes():
         if any(_own(summary, method) for summary in found):
-            path = PAGES / f"{method}.png"
-            write_png(partial(_draw, found, method), path)
-            print(path.relative_to(ROOT), file=sys.stderr)
+            write_png(partial(_draw, found, method), out / f"{method}.png")
+            print(f"{method}.png", file=sys.stderr)
 
 
 def _rows(summary: Summary) -> list[Row]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import hot_path, plan, profile, report, run, scale, takeover
+from benchmarks import hot_path, method_curves, plan, profile, report, run, scale, takeover
 from benchmarks.case import Case, Shape
 from benchmarks.plan import MOVIELENS
 from benchmarks.plan_page import spearman, write
@@ -191,3 +191,12 @@ def test_rank_correlation_shares_ties() -> None:
     assert spearman([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 2, 2, 4], [1, 2, 3, 4]) == pytest.approx(0.9486833)
+
+
+def test_every_methods_page_shows_its_curve(tmp_path: Path) -> None:
+    method_curves.main(tmp_path)
+    names = {path.stem for path in method_curves.PAGES.glob("*.md")}
+    assert {path.stem for path in tmp_path.iterdir()} == names
+    for name in names:
+        assert f"]({name}.png)" in (method_curves.PAGES / f"{name}.md").read_text(encoding="utf-8")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
