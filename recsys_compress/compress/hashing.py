@@ -161,7 +161,7 @@ class SaltedHash(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Returns the K look-ups' bags with values that are rows of their tables."""
-        repeated = features.permute(self.source)
+        repeated = repeat(features, self.source)
         lengths = repeated.length_per_key()
         ids, salts = along_keys(repeated.values(), self.salts, lengths)
         _, rows = along_keys(repeated.values(), self.rows, lengths)
@@ -179,6 +179,27 @@ class SaltedHash(nn.Module):
             stride=features.stride(),
             length_per_key=lengths,
         )
+
+
+def repeat(features: KeyedJaggedTensor, source: Sequence[int]) -> KeyedJaggedTensor:
+    """Returns the keys at some positions, each as often as it is named.
+
+    Where all keys have equally many values they are copied as rows of a matrix, in less than half
+    the time that torchrec's permutation takes.
+    """
+    lengths = features.length_per_key()
+    if len(set(lengths)) != 1 or features.weights_or_none() is not None:
+        return features.permute(list(source))
+    keys, order = features.keys(), constant_tensor(tuple(source), features.device())
+    rows = (t.view(len(keys), -1) for t in (features.values(), features.lengths()))
+    values, bags = (t.index_select(0, order).view(-1) for t in rows)
+    return KeyedJaggedTensor(
+        keys=[keys[position] for position in source],
+        values=values,
+        lengths=bags,
+        stride=features.stride(),
+        length_per_key=[lengths[0]] * len(source),
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -55,10 +55,12 @@ class PhysicalIds(nn.Module):
         length_per_key = [length for part in parts for length in part.length_per_key()]
         values = _join([part.values() for part in parts])
         check_range(values, self._rows, length_per_key, [slot.feature for slot in self._slots])
-        rows, offsets = along_keys(values, self._offsets, length_per_key)
+        if any(self._offsets):
+            rows, offsets = along_keys(values, self._offsets, length_per_key)
+            values = (rows + offsets).view(-1)
         lookups = KeyedJaggedTensor(
             keys=[slot.lookup for slot in self._slots],
-            values=(rows + offsets).view(-1),
+            values=values,
             weights=None
             if parts[0].weights_or_none() is None
             else _join([part.weights() for part in parts]),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection
-from recsys_compress.compress.hashing import mix, per_value, salt, to_range
+from recsys_compress.compress.hashing import mix, per_value, repeat, salt, to_range
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.hash import Hash
 from recsys_compress.compress.methods.unified import Unified, _even_share
@@ -43,6 +43,22 @@ def test_salts_are_stable_and_differ() -> None:
 def test_per_value_repeats_by_length() -> None:
     repeated = per_value([7, 8, 9], [2, 0, 3], torch.device("cpu"))
     assert repeated.tolist() == [7, 7, 9, 9, 9]
+
+
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [2, 0, 1, 1], [1, 0, 2, 1]])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_repeat_is_torchrecs_permutation(lengths: list[int], weighted: bool) -> None:
+    batch = KeyedJaggedTensor(
+        keys=["a", "b"],
+        values=torch.arange(sum(lengths)),
+        lengths=torch.tensor(lengths),
+        weights=torch.rand(sum(lengths)) if weighted else None,
+    )
+    found, expected = repeat(batch, [1, 0, 0]), batch.permute([1, 0, 0])
+    assert found.keys() == expected.keys()
+    assert found.length_per_key() == expected.length_per_key()
+    assert torch.equal(found.values(), expected.values())
+    assert torch.equal(found.lengths(), expected.lengths())
 
 
 def test_full_rows_are_the_ids_own() -> None:
