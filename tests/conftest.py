@@ -4,6 +4,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.prepare import prepare
@@ -12,6 +13,12 @@ from recsys_compress.data.sources.synthetic import Synthetic
 # Busy machines miss deadlines; and every run tries the same examples, so none fails by chance.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def tiny_numbers() -> None:
+    """Undoes what an earlier training has set for the process; hypothesis wants all numbers."""
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -232,8 +232,8 @@ def test_training_works_outside_the_main_thread(
 def test_numbers_too_small_for_the_processor_are_zero(
     synthetic_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    tiny = torch.full((4,), 1e-39)
     torch.set_flush_denormal(False)
+    tiny = torch.full((4,), 1e-39)
     assert (tiny * 0.5).count_nonzero() == 4
     train(make_job(synthetic_dataset, tmp_path, epochs=1, threads=1))
     assert (tiny * 0.5).count_nonzero() == 0
