@@ -22,7 +22,7 @@ from recsys_compress.plan.menu import Dish, Item, Menu, chosen, make_menu
 from recsys_compress.plan.plan import Plan, rows, summary
 from recsys_compress.plan.probes import probe
 from recsys_compress.plan.quality import AucByLoss
-from recsys_compress.plan.ranks import Cluster, FullestRank, largest_that_fits
+from recsys_compress.plan.ranks import Cluster, largest_that_fits
 from recsys_compress.plan.reference import read_reference, short_run
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
@@ -123,17 +123,26 @@ def plan_within(common: Prepared, request: Request) -> Plan:
     """
     job, menu = common.job, common.menu
     asked, items, choice = _solved(menu, request, common.full, common.quality)
+    dishes = chosen(items, choice)
+    policy, sizes, collection = _built(common, dishes)
     budget, fullest = asked, None
     if request.world_size is not None:
         cluster = Cluster.of(common.job, request.world_size, request.hbm)
-        budget, items, choice, fullest = _fitting(common, request, cluster, (asked, items, choice))
-    dishes = chosen(items, choice)
-    policy, sizes, _ = _built(common, dishes)
+        try:
+            fullest = cluster.fullest(collection, sizes)
+        except UserError as error:
+            solved = asked, items, choice
+            budget, items, choice = _smaller(
+                common, cluster, solved, sizes.of(request.purpose), error
+            )
+            dishes = chosen(items, choice)
+            policy, sizes, collection = _built(common, dishes)
+            fullest = cluster.fullest(collection, sizes)
     _check(sizes, [dish.candidate.sizes for dish in dishes.values()], request.purpose, budget)
     path = frontier([item.options(menu.purpose) for item in items])
     points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
     limit = int(_MORE * (budget or choice.cost))
-    more = menu.best(lambda options: solve(options, limit), lambda found: found.loss)
+    more = _best(menu, limit)
     plan = Plan(
         request=request,
         policy=policy,
@@ -169,45 +178,50 @@ def _built(
     return policy, size_of(collection, common.job.train.optimizer), collection
 
 
-def _fitting(
-    common: Prepared, request: Request, cluster: Cluster, solved: Solved
-) -> tuple[int | None, list[Item], Choice, FullestRank]:
-    """Returns what was solved, or what is solved for the largest budget that processes can hold.
+def _smaller(
+    common: Prepared, cluster: Cluster, solved: Solved, most: int, error: UserError
+) -> Solved:
+    """Returns what is solved for the largest budget whose plan processes can hold.
 
     Its bound stays that of the budget asked for, so that the gap tells what they cost at most.
 
+    Args:
+        common: what was prepared.
+        cluster: the processes.
+        solved: what they cannot hold.
+        most: its bytes.
+        error: says so.
+
     Raises:
-        UserError: no budget's plan fits, or AUC was asked for and its plan does not.
+        UserError: no budget's plan fits, or AUC was asked for.
     """
-    menu, (asked, items, choice) = common.menu, solved
-
-    def fullest(items: list[Item], choice: Choice) -> FullestRank:
-        _, sizes, collection = _built(common, chosen(items, choice))
-        return cluster.fullest(collection, sizes)
-
-    def within(budget: int) -> tuple[list[Item], Choice] | None:
-        return menu.best(lambda options: solve(options, budget), lambda found: found.loss)
+    menu, (asked, _, choice) = common.menu, solved
 
     def fits(budget: int) -> bool:
-        found = within(budget)
+        found = _best(menu, budget)
+        if found is None:
+            return False
+        _, sizes, collection = _built(common, chosen(*found))
         try:
-            return found is not None and bool(fullest(*found))
+            cluster.fullest(collection, sizes)
         except UserError:
             return False
+        return True
 
-    try:
-        return asked, items, choice, fullest(items, choice)
-    except UserError as error:
-        least = int(min(_extremes(menu, lambda options: float(options.costs.min()))))
-        most = _built(common, chosen(items, choice))[1].of(request.purpose)
-        budget = largest_that_fits(fits, least, most)
-        found = None if budget is None else within(budget)
-        if found is None:
-            raise UserError(f"{error}; no smaller plan fits either") from error
-        if asked is None:
-            raise UserError(f"{error}; --budget {budget} fits") from error
+    least = int(min(_extremes(menu, lambda options: float(options.costs.min()))))
+    budget = largest_that_fits(fits, least, most)
+    found = None if budget is None else _best(menu, budget)
+    if found is None:
+        raise UserError(f"{error}; no smaller plan fits either") from error
+    if asked is None:
+        raise UserError(f"{error}; --budget {budget} fits") from error
     items, smaller = found
-    return budget, items, replace(smaller, bound=choice.bound), fullest(items, smaller)
+    return budget, items, replace(smaller, bound=choice.bound)
+
+
+def _best(menu: Menu, budget: int) -> tuple[list[Item], Choice] | None:
+    """Returns the items and the choice of least loss within a budget; None where none fits."""
+    return menu.best(lambda options: solve(options, budget), lambda choice: choice.loss)
 
 
 def _differ(job: Job, dishes: Iterable[Dish]) -> bool:
@@ -247,7 +261,7 @@ def _solved(menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None
     """
     if request.budget is not None:
         budget = budget_bytes(request.budget, full.of(request.purpose))
-        found = menu.best(lambda options: solve(options, budget), lambda choice: choice.loss)
+        found = _best(menu, budget)
         if found is None:
             least = min(_extremes(menu, lambda options: float(options.costs.min())))
             raise UserError(
