@@ -57,12 +57,11 @@ def _rows(summary: Summary) -> list[Row]:
 
 def _own(summary: Summary, method: str) -> list[Row]:
     """Returns the rows of a method."""
-    entries = [(row, row.cell.entry) for row in _rows(summary)]
-    return [row for row, entry in entries if (entry.method or entry.name) == method]
+    return [row for row in _rows(summary) if row.cell.entry.stored_by == method]
 
 
 def _draw(found: Sequence[Summary], method: str, narrow: bool) -> "Figure":
-    names = {_line(row): None for summary in found for row in _own(summary, method)}
+    names = {row.cell.entry.drawn_as: None for summary in found for row in _own(summary, method)}
     looks = {
         name: {
             "c": COLOURS[turn % len(COLOURS)],
@@ -110,12 +109,8 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Returns rows by the line that they are of, by rising bytes."""
     lines: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.bytes):
-        lines.setdefault(_line(row), []).append(row)
+        lines.setdefault(row.cell.entry.drawn_as, []).append(row)
     return lines
-
-
-def _line(row: Row) -> str:
-    return row.cell.entry.line or row.cell.entry.name
 
 
 def _points(rows: Sequence[Row]) -> tuple[list[float], list[float]]:

@@ -146,7 +146,7 @@ def run_of(study: Study, cell: Cell, picks: Picks) -> Run | None:
         if number is None:
             return None
         settings = (*settings, *overrides(tries[number]))
-    method = cell.entry.method or cell.entry.name
+    method = cell.entry.stored_by
     if cell.entry.after is not None:
         return _compression(study, cell, picks, method, settings)
     settings = (f"embedding.method={method}", *settings)

@@ -87,8 +87,8 @@ def styles(study: Study) -> dict[str, Style]:
     """Returns the look of each line: a colour for a method, a mark for each line of it."""
     lines: dict[str, list[str]] = {}
     for entry in study.methods:
-        own = lines.setdefault(entry.method or entry.name, [])
-        own += [] if (name := entry.line or entry.name) in own else [name]
+        own = lines.setdefault(entry.stored_by, [])
+        own += [] if (name := entry.drawn_as) in own else [name]
     return {
         name: _style(colour, turn + colour // len(MANY))
         for colour, own in enumerate(lines.values())
@@ -148,7 +148,7 @@ def _draw_quality(
     (legend["Pareto front"],) = axes.plot(sizes, aucs, "-o", c=PALE_GREY, zorder=1, **look_of_front)
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        lines.setdefault(row.cell.entry.line or row.cell.entry.name, []).append(row)
+        lines.setdefault(row.cell.entry.drawn_as, []).append(row)
     for name, points in lines.items():
         points.sort(key=lambda row: row.bytes)
         sizes, aucs = zip(*((row.bytes, row.auc) for row in points), strict=True)
@@ -162,7 +162,7 @@ def _draw_quality(
     hollow: Style = {"ls": "none", "mfc": "white", "ms": 7}
     for row in rows:
         if (value := published(row)) is not None:
-            style = {**look[row.cell.entry.line or row.cell.entry.name], **hollow}
+            style = {**look[row.cell.entry.drawn_as], **hollow}
             axes.plot(row.bytes, value, **style)
             (legend["published (hollow)"],) = axes.plot([], [], marker="o", c=GREY, **hollow)
     axes.axhline(rows[0].auc, ls="--", c=GREY, lw=1)

@@ -92,6 +92,16 @@ class Entry:
     published: dict[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
 
+    @property
+    def stored_by(self) -> str:
+        """The method's name."""
+        return self.method or self.name
+
+    @property
+    def drawn_as(self) -> str:
+        """Name of the line in charts."""
+        return self.line or self.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:

@@ -40,7 +40,7 @@ def _check_entry(study: Study, entry: Entry, names: Sequence[str], where: str) -
         if study.entry(entry.after).after is not None:
             raise UserError(f"{where}: after = {entry.after!r}, which is no training; name one")
     try:
-        method_class(entry.method or entry.name)
+        method_class(entry.stored_by)
         for tried in settings_tried(study, entry) or ({},):
             _check_settings(study, (*overrides(entry.set), *overrides(tried)))
     except UserError as error:
