@@ -220,23 +220,21 @@ def trained(
     job = load_job(folder / "job.toml", (*SETTINGS, f"train.output={json.dumps(str(runs))}"))
     done = {(row["budget"], row["policy"]) for row in kept}
     common: Prepared | None = None
-    for name, budget in reversed(BUDGETS.items()):  # most is at stake at the smallest
-        request = Request(budget=budget, grade="reference", reference=folder, methods=METHODS)
-        if (name, "plan") not in done:
-            common = common or prepare(job, request)
-            policy = plan_within(common, request).policy
-            with process_group():
+    with process_group():
+        for name, budget in reversed(BUDGETS.items()):  # most is at stake at the smallest
+            request = Request(budget=budget, grade="reference", reference=folder, methods=METHODS)
+            if (name, "plan") not in done:
+                common = common or prepare(job, request)
+                policy = plan_within(common, request).policy
                 before, dataset = load_run(folder, SETTINGS)
                 tables = before.embeddings.embedding_bag_configs()
                 start = hand_over(before, dataset, tables, policy)
-            yield {"budget": name, "policy": "plan", **_figures_of(train(job, start=start))}
-        for method in SCRATCH:
-            if (name, method) in done:
-                continue
-            found = _fitted(job, method, budget)
-            if found is not None:
-                result = train(dataclasses.replace(job, embedding=found))
-                yield {"budget": name, "policy": method, **_figures_of(result)}
+                yield {"budget": name, "policy": "plan", **_figures_of(train(job, start=start))}
+            for method in SCRATCH:
+                found = None if (name, method) in done else _fitted(job, method, budget)
+                if found is not None:
+                    result = train(dataclasses.replace(job, embedding=found))
+                    yield {"budget": name, "policy": method, **_figures_of(result)}
 
 
 def probed(

@@ -4,18 +4,15 @@ Validation picks the best uniform policy; the test split is read for that one an
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from recsys_compress.compress import Policy, StoragePlan, quantize
+from recsys_compress.compress import Policy
 from recsys_compress.compress.method import Method
 from recsys_compress.compress.policy import full_bytes, make_rule
 from recsys_compress.compress.size import DataType
 from recsys_compress.config import Job, load_job
-from recsys_compress.data.batch import Batch
-from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose, alone, lowered, size_of
@@ -24,10 +21,7 @@ from recsys_compress.plan.plan import Plan
 from recsys_compress.plan.planner import Prepared, plan_within, prepare
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.request import Request
-from recsys_compress.train.build import build
-from recsys_compress.train.evaluate import evaluate
-from recsys_compress.train.handover import hand_over
-from recsys_compress.train.post import load_run
+from recsys_compress.plan.trials import TakenOver
 from recsys_compress.train.shard import process_group
 
 BUDGETS = {"1/2": "0.5x", "1/5": "0.2x", "1/10": "0.1x", "1/30": "0.0333x", "1/100": "0.01x"}
@@ -38,33 +32,15 @@ TYPES: tuple[DataType, ...] = ("fp32", "int8", "int4")  # of uniform policies th
 _FACTOR = 1.07  # between sizes of uniform policies
 
 
-class Model:
-    """A run's model, whose tables others take over; make and use it inside a process group."""
-
-    def __init__(self, job: Job, folder: Path) -> None:
-        self._job = job
-        self._before, self._dataset = load_run(folder, SETTINGS)
-        self._batches = functools.cache(self._read)
-
-    def figures(
-        self, policy: Policy, splits: Sequence[Split] = ("valid", "test")
-    ) -> dict[str, float]:
-        """Returns figures of the model with its tables under a policy, as they are served."""
-        tables = self._before.embeddings.embedding_bag_configs()
-        start = hand_over(self._before, self._dataset, tables, policy)
-        built = build(self._job, self._dataset.schema, start.policy)
-        start.write(built)
-        served = StoragePlan.planned(built.embeddings)
-        model = built.model.module
-        model.embeddings = quantize(built.embeddings, served, built.table_weights())
-        found = {}
-        for split in splits:
-            metrics = evaluate(model, self._batches(split), built.device).compute()
-            found |= {f"{split}.{name}": metrics[name] for name in ("auc", "logloss")}
-        return {name: round(value, 6) for name, value in found.items()}
-
-    def _read(self, split: Split) -> list[Batch]:
-        return list(Reader(self._dataset, split, batch_size=self._job.train.eval_batch_size))
+def figures(
+    model: TakenOver, policy: Policy, splits: Sequence[Split] = ("valid", "test")
+) -> dict[str, float]:
+    """Returns figures of a model with its tables under a policy, as they are served."""
+    found = {}
+    for split in splits:
+        metrics = model(policy, split)
+        found |= {f"{split}.{name}": metrics[name] for name in ("auc", "logloss")}
+    return {name: round(value, 6) for name, value in found.items()}
 
 
 def job_of(folder: Path, data: str) -> Job:
@@ -79,8 +55,8 @@ def plans(folder: Path, data: str, purpose: Purpose, done: int) -> Iterator[Mapp
         purpose=purpose, budget="1x", grade="reference", reference=folder, methods=METHODS
     )
     with process_group():
-        model, common = Model(job, folder), prepare(job, request)
-        full = model.figures(alone_of(job, "full"))
+        model, common = TakenOver(folder, SETTINGS), prepare(job, request)
+        full = figures(model, alone_of(job, "full"))
         for name, plan in _planned(common, request, done):
             if isinstance(plan, UserError):
                 yield {"budget": name, "error": str(plan)}
@@ -89,18 +65,19 @@ def plans(folder: Path, data: str, purpose: Purpose, done: int) -> Iterator[Mapp
             mine = {
                 "policy": "plan",
                 "bytes": plan.sizes.of(purpose),
+                "way": plan.way.name,
                 "predicted": plan.loss,
                 "predicted_auc": quality.auc(plan.loss),
                 "tables": [dish.candidate.label for dish in plan.dishes.values()],
-                **model.figures(plan.policy),
+                **figures(model, plan.policy),
             }
             others = [
-                (policy, {"policy": label, "bytes": size, **model.figures(policy, ("valid",))})
+                (policy, {"policy": label, "bytes": size, **figures(model, policy, ("valid",))})
                 for policy, label, size in _uniform(common, within, purpose)
             ]
             if others:
                 policy, best = max(others, key=lambda pair: float(pair[1]["valid.auc"]))
-                best |= model.figures(policy, ("test",))
+                best |= figures(model, policy, ("test",))
             rows = [mine, *(row for _, row in others)]
             yield {"budget": name, "budget_bytes": within, "full": full, "rows": rows}
 
@@ -110,14 +87,14 @@ def blind(folder: Path, data: str, done: int) -> Iterator[Mapping[str, Any]]:
     job = job_of(folder, data)
     request = Request(budget="1x", grade="data", methods=METHODS)
     with process_group():
-        model, common = Model(job, folder), prepare(job, request)
+        model, common = TakenOver(folder, SETTINGS), prepare(job, request)
         for name, plan in _planned(common, request, done):
             if isinstance(plan, UserError):
                 yield {"budget": name, "error": str(plan)}
                 continue
             tables = [dish.candidate.label for dish in plan.dishes.values()]
-            figures = model.figures(plan.policy)
-            yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **figures}
+            found = figures(model, plan.policy)
+            yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **found}
 
 
 def _planned(

@@ -128,23 +128,24 @@ def methods_for(
     trained: Trained | None,
     *,
     adopting: bool,
+    budgets: Sequence[int] = (),
 ) -> Iterator[tuple[Method, Values | None]]:
     """Yields a method at every knob worth looking at, for one table or several that share.
 
-    Knobs are found by fitting the method to a ladder of budgets. A budget that it cannot take is
-    passed over.
+    Knobs are found by fitting the method to budgets. One that it cannot take is passed over.
 
     Args:
         tables: the logical tables.
         wanted: the method.
         trained: the tables of a reference run, which the method then takes over; None for none.
         adopting: whether training is to begin with what it took over.
+        budgets: parameter bytes; by default a ladder of them.
 
     Yields:
         The method with its knobs, and what its tables would begin with.
     """
     rule, seen = wanted.rule, []
-    for budget in [None] if wanted.is_fixed else _ladder(tables, rule.options):
+    for budget in [None] if wanted.is_fixed else budgets or _ladder(tables, rule.options):
         try:
             method = rule.method.in_one_stage(adopting=adopting)
             method = method if budget is None else method.fit(tables, budget, rule.options)

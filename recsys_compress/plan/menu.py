@@ -9,8 +9,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.method import Method, method_class
 from recsys_compress.compress.methods.full import Full
-from recsys_compress.compress.policy import Policy, make_rule
-from recsys_compress.compress.size import DataType
+from recsys_compress.compress.policy import Policy, Rule, make_rule
+from recsys_compress.compress.size import DATA_TYPE_BITS, DataType
 from recsys_compress.config import Job
 from recsys_compress.errors import UserError, nearest
 from recsys_compress.plan.candidates import (
@@ -22,12 +22,14 @@ from recsys_compress.plan.candidates import (
     methods_for,
 )
 from recsys_compress.plan.curves import Estimate, Evidence, Scales
+from recsys_compress.plan.ranks import largest_that_fits
 from recsys_compress.plan.solver import Choice, Options
 
 # What free tables may have unless told otherwise; and what they may have when asked for.
 METHODS = ("full", "low_rank", "quotient_remainder", "hash", "dnis", "dynamic_sparse", "unified")
 ALLOWED = (*METHODS, "double_hash", "mixed_dim")
 _GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # members of groups that are tried
+_STEP, _STEPS = 0.8, 20  # by which a method for all tables is made smaller until it fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,19 @@ class Menu:
     Attributes:
         items: one for each table.
         groups: sets of tables that may share rows, of which a plan has one at most.
-        purpose: which bytes count.
+        free: the tables that may have any method.
+        cook: makes more of it.
     """
 
     items: tuple[Item, ...]
     groups: tuple[Item, ...]
-    purpose: Purpose
+    free: tuple[EmbeddingBagConfig, ...]
+    cook: "Cook"
+
+    @property
+    def purpose(self) -> Purpose:
+        """Which bytes count."""
+        return self.cook.purpose
 
     def alternatives(self) -> list[list[Item]]:
         """Returns the ways to cover all tables: each alone, or with a group in place of some."""
@@ -132,7 +141,7 @@ def make_menu(
     for name in methods:
         if name not in ALLOWED:
             raise UserError(f"--methods: {name!r} is unknown; {nearest(name, ALLOWED)}")
-    cook = _Cook(
+    cook = Cook(
         job=job,
         evidence=evidence,
         storage=("fp32",) if purpose == "training" else STORAGE,
@@ -153,12 +162,12 @@ def make_menu(
             if dishes:
                 names = tuple(table.name for table in free[:count])
                 groups.append(Item(tables=names, dishes=dishes))
-    return Menu(items=tuple(items), groups=tuple(groups), purpose=purpose)
+    return Menu(items=tuple(items), groups=tuple(groups), free=tuple(free), cook=cook)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cook:
-    """Makes items; see `make_menu`."""
+class Cook:
+    """Makes items and dishes; see `make_menu`."""
 
     job: Job
     evidence: Evidence
@@ -170,6 +179,11 @@ class _Cook:
     def item(
         self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted], why: str
     ) -> Item:
+        """Returns one table with what it may become.
+
+        Raises:
+            UserError: that is nothing.
+        """
         dishes = self.dishes(tables, wanted)
         names = tuple(table.name for table in tables)
         if not dishes:
@@ -192,12 +206,58 @@ class _Cook:
                 kept.append(dish)
         return tuple(kept)
 
-    def _all(self, tables: Sequence[EmbeddingBagConfig], wanted: Wanted) -> Iterator[Dish]:
+    def uniform(
+        self, tables: Sequence[EmbeddingBagConfig], method: str, budget: int
+    ) -> Iterator[Dish]:
+        """Yields a method for all tables alike in each storage type, as large as a budget holds."""
+        rule = make_rule(method, dataclasses.replace(self.job.embedding, budget=None, plan=None))
+        whole = isinstance(rule.method, Full)
+        for storage in self.storage:
+            size = 0 if whole else self._largest(tables, rule, budget, storage)
+            if size is not None:
+                wanted = Wanted(rule=rule, is_fixed=whole)
+                for dish in self._all(tables, wanted, budgets=[size], storage=[storage]):
+                    if dish.candidate.sizes.of(self.purpose) <= budget:
+                        yield dish
+
+    def _largest(
+        self, tables: Sequence[EmbeddingBagConfig], rule: Rule, budget: int, storage: DataType
+    ) -> int | None:
+        """Returns the parameter bytes in training of a method that keeps to a budget."""
+        method = rule.method.in_one_stage(adopting=self.adopting)
         optimizer = self.job.train.optimizer
-        trained, adopting = self.evidence.trained, self.adopting
-        for method, values in methods_for(tables, wanted, trained, adopting=adopting):
+
+        def fits(size: int) -> bool:
             try:
-                candidates = candidate(tables, method, wanted.rule.options, optimizer, self.storage)
+                fitted = method.fit(tables, size, rule.options)
+                (own,) = candidate(tables, fitted, rule.options, optimizer, [storage])
+            except UserError:
+                return False  # out of reach
+            return own.sizes.of(self.purpose) <= budget
+
+        # No form takes fewer bytes than its values; scales and optimizer state come on top.
+        size = budget * DATA_TYPE_BITS["fp32"] // DATA_TYPE_BITS[storage]
+        for _ in range(_STEPS):
+            if fits(smaller := int(size * _STEP)):
+                return largest_that_fits(fits, smaller, size)
+            size = smaller
+        return None
+
+    def _all(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        wanted: Wanted,
+        *,
+        budgets: Sequence[int] = (),
+        storage: Sequence[DataType] = (),
+    ) -> Iterator[Dish]:
+        optimizer, storage = self.job.train.optimizer, storage or self.storage
+        trained, adopting = self.evidence.trained, self.adopting
+        for method, values in methods_for(
+            tables, wanted, trained, adopting=adopting, budgets=budgets
+        ):
+            try:
+                candidates = candidate(tables, method, wanted.rule.options, optimizer, storage)
                 estimates = self.evidence.estimates(tables, candidates, values)
             except UserError:  # it does not suit the tables, or a type not their values
                 if wanted.is_fixed:

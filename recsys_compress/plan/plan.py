@@ -14,6 +14,9 @@ from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import FullestRank
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice
+from recsys_compress.plan.trials import Trial, Way
+
+PLAN = "plan"  # the way of the solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +25,13 @@ class Plan:
 
     Attributes:
         request: what was asked.
-        policy: what is trained.
-        dishes: by the tables that are stored together, what they become and the estimate.
+        way: what is planned.
+        trials: the solver's plan first, then policies of one method, measured on validation, of
+            which the best is planned; none for the grade "data".
         whys: by the same, what limited the choice.
         worths: by table, the loss if all its ids had one vector.
-        sizes: exact bytes of the whole plan.
         full: exact bytes of full tables in fp32.
-        fullest: the process that holds most; None where their number was not given.
-        choice: the solver's.
+        choice: the solver's, with the loss of what is planned.
         budget: bytes that it was solved for; None where AUC was asked for.
         asked: bytes that were asked for: more than `budget` where processes cannot hold them.
         more: bytes a little beyond the budget, and the predicted rise of the logloss there.
@@ -39,13 +41,11 @@ class Plan:
     """
 
     request: Request
-    policy: Policy
-    dishes: Mapping[tuple[str, ...], Dish]
+    way: Way
+    trials: Sequence[Trial]
     whys: Mapping[tuple[str, ...], str]
     worths: Mapping[str, float]
-    sizes: Sizes
     full: Sizes
-    fullest: FullestRank | None
     choice: Choice
     budget: int | None
     asked: int | None
@@ -55,9 +55,29 @@ class Plan:
     file: PlanFile
 
     @property
+    def policy(self) -> Policy:
+        """What is trained."""
+        return self.way.policy
+
+    @property
+    def dishes(self) -> Mapping[tuple[str, ...], Dish]:
+        """By the tables that are stored together, what they become and the estimate."""
+        return self.way.dishes
+
+    @property
+    def sizes(self) -> Sizes:
+        """Exact bytes of the whole plan."""
+        return self.way.sizes
+
+    @property
+    def fullest(self) -> FullestRank | None:
+        """The process that holds most; None where their number was not given."""
+        return self.way.fullest
+
+    @property
     def loss(self) -> float:
         """The predicted rise of the logloss."""
-        return sum(dish.estimate.loss for dish in self.dishes.values())
+        return self.way.loss
 
     @property
     def error(self) -> float:
@@ -72,7 +92,9 @@ class Plan:
         rows = self.file.rows
         ids = sum(rows[name] for name in tables) / sum(rows.values())
         found = f"{worth:.1%} of what ids say, {ids:.1%} of ids"
-        return "; ".join(part for part in (found, self.whys.get(tables, "")) if part)
+        # Tables that the solver did not put together are those of a policy of one method.
+        why = self.whys.get(tables, "measured better than a mix of methods")
+        return "; ".join(part for part in (found, why) if part)
 
 
 def summary(plan: Plan) -> dict[str, Any]:
@@ -96,6 +118,16 @@ def summary(plan: Plan) -> dict[str, Any]:
         "auc_after": None if quality is None else quality.auc(plan.loss),
         "more_bytes": plan.more[0],
         "more_loss_rise": plan.more[1],
+        "trials": [
+            {
+                "name": trial.way.name,
+                **_bytes(trial.way.sizes),
+                "loss_rise": trial.way.loss,
+                "auc": trial.valid["auc"],
+                "logloss": trial.valid["logloss"],
+            }
+            for trial in plan.trials
+        ],
     }
 
 

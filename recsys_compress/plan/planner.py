@@ -1,13 +1,14 @@
 """A job and a budget in, the best plan for its tables out."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.method import method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
@@ -19,13 +20,14 @@ from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_
 from recsys_compress.plan.curves import DataEvidence, Evidence, Scales
 from recsys_compress.plan.labels import label_counts
 from recsys_compress.plan.menu import Dish, Item, Menu, chosen, make_menu
-from recsys_compress.plan.plan import Plan, rows, summary
+from recsys_compress.plan.plan import PLAN, Plan, rows, summary
 from recsys_compress.plan.probes import probe
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import Cluster, largest_that_fits
 from recsys_compress.plan.reference import read_reference, short_run
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
+from recsys_compress.plan.trials import Measure, TakenOver, Trial, Way, short_training
 from recsys_compress.train.build import logical_tables, lowered
 from recsys_compress.train.shard import process_group
 
@@ -34,6 +36,7 @@ Solved = tuple[int | None, list[Item], Choice]
 
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
+_RIVALS = 3  # policies of one method that are tried out beside the plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class Prepared:
         tables: the logical tables.
         worths: by table, the loss if all its ids had one vector.
         quality: what a rise of the logloss does to the AUC; None for the grade "data".
+        measure: tries a policy out on validation; None for the grade "data".
         menu: what the tables may become.
         full: exact bytes of full tables in fp32.
     """
@@ -57,6 +61,7 @@ class Prepared:
     tables: Sequence[EmbeddingBagConfig]
     worths: Mapping[str, float]
     quality: AucByLoss | None
+    measure: Measure | None
     menu: Menu
     full: Sizes
 
@@ -98,6 +103,7 @@ def prepare(job: Job, request: Request) -> Prepared:
         tables=tables,
         worths={table.name: evidence.worth(table) for table in tables},
         quality=quality,
+        measure=_measure(job, tables, request),
         menu=make_menu(
             job,
             tables,
@@ -122,65 +128,105 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         UserError: the budget is out of reach, or the plan cannot be built.
     """
     job, menu = common.job, common.menu
-    asked, items, choice = _solved(menu, request, common.full, common.quality)
-    dishes = chosen(items, choice)
-    policy, sizes, collection = _built(common, dishes)
-    budget, fullest = asked, None
+    cluster = None
     if request.world_size is not None:
-        cluster = Cluster.of(common.job, request.world_size, request.hbm)
-        try:
-            fullest = cluster.fullest(collection, sizes)
-        except UserError as error:
-            solved = asked, items, choice
-            budget, items, choice = _smaller(
-                common, cluster, solved, sizes.of(request.purpose), error
-            )
-            dishes = chosen(items, choice)
-            policy, sizes, collection = _built(common, dishes)
-            fullest = cluster.fullest(collection, sizes)
-    _check(sizes, [dish.candidate.sizes for dish in dishes.values()], request.purpose, budget)
+        cluster = Cluster.of(job, request.world_size, request.hbm)
+    asked, items, choice = solved = _solved(menu, request, common.full, common.quality)
+    budget = asked
+    try:
+        way = _way(common, PLAN, chosen(items, choice), cluster)
+    except UserError as error:
+        if cluster is None:
+            raise
+        budget, items, choice = _smaller(common, cluster, solved, error)
+        way = _way(common, PLAN, chosen(items, choice), cluster)
+    trials = _tried(common, way, budget, cluster)
+    if trials:
+        sign = -1 if job.train.monitor == "logloss" else 1
+        way = max(trials, key=lambda trial: sign * trial.valid[job.train.monitor]).way
+    _check(
+        way.sizes, [dish.candidate.sizes for dish in way.dishes.values()], request.purpose, budget
+    )
     path = frontier([item.options(menu.purpose) for item in items])
     points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
     limit = int(_MORE * (budget or choice.cost))
     more = _best(menu, limit)
     plan = Plan(
         request=request,
-        policy=policy,
-        dishes=dishes,
+        way=way,
+        trials=trials,
         whys={item.tables: item.why for item in items},
         worths=common.worths,
-        sizes=sizes,
         full=common.full,
-        fullest=fullest,
-        choice=choice,
+        choice=replace(choice, loss=way.loss),
         budget=budget,
         asked=asked,
         more=(limit, choice.loss if more is None else more[1].loss),
         curve=[(float(path.costs[i]), float(path.losses[i])) for i in points],
         quality=common.quality,
         file=PlanFile.of(
-            policy,
+            way.policy,
             common.tables,
             job.embedding.optimizer,
-            needs_start=request.adopting and _differ(job, dishes.values()),
+            needs_start=request.adopting and _differ(job, way.dishes.values()),
         ),
     )
     file = replace(plan.file, summary=summary(plan), tables=tuple(rows(plan)))
     return replace(plan, file=file)
 
 
-def _built(
-    common: Prepared, dishes: Mapping[tuple[str, ...], Dish]
-) -> tuple[Policy, Sizes, CompressedEmbeddingBagCollection]:
-    """Returns the policy of a choice, with its tables on the meta device and their bytes."""
+def _way(
+    common: Prepared, name: str, dishes: Mapping[tuple[str, ...], Dish], cluster: Cluster | None
+) -> Way:
+    """Returns dishes for all tables, lowered together.
+
+    Raises:
+        UserError: the processes cannot hold them.
+    """
     policy = joined([dish.candidate for dish in dishes.values()])
     collection = lowered(common.job, common.dataset.schema, policy)
-    return policy, size_of(collection, common.job.train.optimizer), collection
+    sizes = size_of(collection, common.job.train.optimizer)
+    fullest = None if cluster is None else cluster.fullest(collection, sizes)
+    return Way(name=name, dishes=dishes, policy=policy, sizes=sizes, fullest=fullest)
 
 
-def _smaller(
-    common: Prepared, cluster: Cluster, solved: Solved, most: int, error: UserError
-) -> Solved:
+def _tried(common: Prepared, way: Way, budget: int | None, cluster: Cluster | None) -> list[Trial]:
+    """Returns the plan, and the likeliest policies of one method within its budget, measured.
+
+    What is predicted adds up over tables, and is least to be trusted where much is lost: there a
+    policy of one method may do better, and is planned instead.
+    """
+    if common.measure is None:
+        return []
+    ways = [way, *itertools.islice(_rivals(common, way, budget, cluster), _RIVALS)]
+    return [Trial(way=each, valid=common.measure(each.policy)) for each in ways]
+
+
+def _rivals(
+    common: Prepared, way: Way, budget: int | None, cluster: Cluster | None
+) -> Iterator[Way]:
+    """Yields policies of one method for all free tables, by rising predicted loss."""
+    menu = common.menu
+    free = {table.name for table in menu.free}
+    held = {tables: dish for tables, dish in way.dishes.items() if not free & set(tables)}
+    if budget is None or len(free) < 2:
+        return
+    left = budget - sum(dish.candidate.sizes.of(menu.purpose) for dish in held.values())
+    names = tuple(free_table.name for free_table in menu.free)
+    found = [
+        dish
+        for method in common.request.methods
+        for dish in menu.cook.uniform(menu.free, method, left)
+    ]
+    for dish in sorted(found, key=lambda dish: dish.estimate.loss):
+        candidate = dish.candidate
+        label = f"{method_name(candidate.method)} {candidate.options.storage}"
+        # Processes may not be able to hold it.
+        with contextlib.suppress(UserError):
+            yield _way(common, label, {**held, names: dish}, cluster)
+
+
+def _smaller(common: Prepared, cluster: Cluster, solved: Solved, error: UserError) -> Solved:
     """Returns what is solved for the largest budget whose plan processes can hold.
 
     Its bound stays that of the budget asked for, so that the gap tells what they cost at most.
@@ -189,7 +235,6 @@ def _smaller(
         common: what was prepared.
         cluster: the processes.
         solved: what they cannot hold.
-        most: its bytes.
         error: says so.
 
     Raises:
@@ -201,15 +246,14 @@ def _smaller(
         found = _best(menu, budget)
         if found is None:
             return False
-        _, sizes, collection = _built(common, chosen(*found))
         try:
-            cluster.fullest(collection, sizes)
+            _way(common, PLAN, chosen(*found), cluster)
         except UserError:
             return False
         return True
 
     least = int(min(_extremes(menu, lambda options: float(options.costs.min()))))
-    budget = largest_that_fits(fits, least, most)
+    budget = largest_that_fits(fits, least, int(choice.cost))
     found = None if budget is None else _best(menu, budget)
     if found is None:
         raise UserError(f"{error}; no smaller plan fits either") from error
@@ -251,6 +295,15 @@ def _evidence(
         return evidence, quality, Scales()
     scales = probe(job, tables, evidence, request.methods, request.probe_epochs)
     return evidence, quality, scales
+
+
+def _measure(job: Job, tables: Sequence[EmbeddingBagConfig], request: Request) -> Measure | None:
+    """Returns what tries a policy out in the way in which the plan is to begin."""
+    if request.grade == "data" or request.reference is None:
+        return None
+    if request.adopting:
+        return TakenOver(request.reference)
+    return lambda policy: short_training(job, tables, policy, request.probe_epochs)
 
 
 def _solved(menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None) -> Solved:

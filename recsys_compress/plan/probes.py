@@ -3,22 +3,21 @@
 import dataclasses
 import math
 import statistics
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from recsys_compress.compress.method import Method, method_name
+from recsys_compress.compress import Policy
+from recsys_compress.compress.method import method_name
 from recsys_compress.compress.methods.full import Full
-from recsys_compress.compress.planned import PlanFile
+from recsys_compress.compress.policy import make_rule
 from recsys_compress.config import Job
 from recsys_compress.errors import UserError
-from recsys_compress.plan.candidates import joined
+from recsys_compress.plan.candidates import alone, joined
 from recsys_compress.plan.curves import Evidence, Scales
 from recsys_compress.plan.menu import Dish, Item, make_menu
-from recsys_compress.train.trainer import train
+from recsys_compress.plan.trials import short_training
 
 SHARES = (0.2, 0.03)  # of the full tables' training bytes, for each method
 _LEAST = 1e-5  # nats; a rise below this is noise of training
@@ -44,6 +43,11 @@ def probe(
         methods: to try.
         epochs: passes over the training split for each run.
     """
+    by_loss = dataclasses.replace(job, train=dataclasses.replace(job.train, monitor="logloss"))
+
+    def logloss(policy: Policy) -> float:
+        return float(short_training(by_loss, tables, policy, epochs)["logloss"])
+
     ratios: dict[str, list[float]] = defaultdict(list)
     full: float | None = None
     for name in methods:
@@ -58,8 +62,9 @@ def probe(
             estimate = sum(dish.estimate.loss for dish in dishes)
             if estimate < _LEAST:
                 continue
-            full = _loss(job, tables, None, epochs) if full is None else full
-            measured = _loss(job, tables, dishes, epochs) - full
+            if full is None:
+                full = logloss(alone(Full(), make_rule("full", job.embedding).options))
+            measured = logloss(joined([dish.candidate for dish in dishes])) - full
             ratios[name].append(min(max(measured / estimate, _BOUNDS[0]), _BOUNDS[1]))
     return scales_of(ratios)
 
@@ -89,24 +94,3 @@ def uniform(items: Sequence[Item], name: str, share: float) -> list[Dish]:
 
         found.append(min(own, key=distance) if own else most)
     return found
-
-
-def _loss(
-    job: Job, tables: Sequence[EmbeddingBagConfig], dishes: Sequence[Dish] | None, epochs: int
-) -> float:
-    """Returns the validation logloss of a short training."""
-    method: Method = Full()
-    with tempfile.TemporaryDirectory() as folder:
-        embedding = dataclasses.replace(
-            job.embedding, method=method_name(method), budget=None, rules=(), plan=None
-        )
-        if dishes is not None:
-            path = Path(folder) / "plan.toml"
-            policy = joined([dish.candidate for dish in dishes])
-            PlanFile.of(policy, tables, embedding.optimizer).write(path)
-            embedding = dataclasses.replace(embedding, plan=str(path))
-        settings = dataclasses.replace(
-            job.train, epochs=epochs, monitor="logloss", output=str(Path(folder) / "runs")
-        )
-        result = train(dataclasses.replace(job, embedding=embedding, train=settings))
-    return float(result.valid["logloss"])

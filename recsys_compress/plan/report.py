@@ -119,6 +119,10 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         before, after = quality.auc(0.0), quality.auc(plan.loss)
         shown = f"{after:.4f}, the reference has {before:.4f} on validation"
         facts.insert(-3, ("predicted AUC", shown))
+    if plan.trials:
+        how = "as the reference is taken over" if plan.request.adopting else "trained shortly"
+        shown = ", ".join(f"{t.way.name} {t.valid['auc']:.4f}" for t in plan.trials)
+        facts.insert(-3, (f"AUC on validation, {how}", f"{shown}; {plan.way.name} is planned"))
     return facts
 
 

@@ -7,20 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recsys_compress.compress import StoragePlan, quantize
+from recsys_compress.compress import Policy, StoragePlan, quantize
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.config import Job, RuleConfig
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.prepare import prepare as prepare_data
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
-from recsys_compress.plan.candidates import joined
+from recsys_compress.plan.candidates import Purpose, joined
 from recsys_compress.plan.plan import Plan
-from recsys_compress.plan.planner import make_plan, prepare
+from recsys_compress.plan.planner import make_plan, plan_within, prepare
 from recsys_compress.plan.report import plain, write_page
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
 from recsys_compress.train.build import build, logical_tables
+from recsys_compress.train.events import Metrics
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
@@ -121,11 +122,12 @@ def test_more_bytes_never_lose_more(job: Job, reference: Path) -> None:
     plans = [
         make_plan(job, request_of(reference, budget=budget)) for budget in ("0.05x", "0.2x", "0.6x")
     ]
-    assert plans[0].loss > plans[1].loss > plans[2].loss
-    assert all(plan.more[1] <= plan.loss for plan in plans)
-    assert all(plan.choice.gap < 1e-9 for plan in plans)
-    losses = [loss for _, loss in plans[1].curve]
-    assert losses == sorted(losses, reverse=True)
+    losses = [plan.trials[0].way.loss for plan in plans]  # before one method measured better
+    assert losses[0] > losses[1] > losses[2]
+    assert all(plan.more[1] <= loss for plan, loss in zip(plans, losses, strict=True))
+    assert all(loss - p.choice.bound < 1e-9 for p, loss in zip(plans, losses, strict=True))
+    curve = [loss for _, loss in plans[1].curve]
+    assert curve == sorted(curve, reverse=True)
 
 
 def test_the_smallest_plan_within_an_auc_loss(job: Job, reference: Path) -> None:
@@ -136,6 +138,58 @@ def test_the_smallest_plan_within_an_auc_loss(job: Job, reference: Path) -> None
     for plan, lost in ((small, 0.01), (large, 0.001)):
         assert plan.quality is not None
         assert 0 <= plan.quality.auc(0) - plan.quality.auc(plan.loss) <= lost + 1e-6
+
+
+def test_trials_are_of_what_training_would_begin_with(
+    job: Job, reference: Path, plan: Plan, tmp_path: Path
+) -> None:
+    run = planned(job, plan, tmp_path / "plan.toml")
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, epochs=0))
+    valid = train(run, start=start_from(run, reference)).valid
+    (own,) = [trial for trial in plan.trials if trial.way is plan.way]
+    assert own.valid["auc"] == pytest.approx(valid["auc"], abs=1e-6)
+    assert own.valid["logloss"] == pytest.approx(valid["logloss"], abs=1e-6)
+    assert own.valid["auc"] == max(trial.valid["auc"] for trial in plan.trials)
+    assert [row["name"] for row in plan.file.summary["trials"]] == [
+        trial.way.name for trial in plan.trials
+    ]
+
+
+@pytest.mark.parametrize("purpose", ["training", "serving"])
+def test_a_policy_of_one_method_is_planned_where_it_measures_better(
+    purpose: Purpose, job: Job, reference: Path, tmp_path: Path
+) -> None:
+    request = request_of(reference, purpose=purpose, budget="0.1x")
+    tried: list[Policy] = []
+
+    def measure(policy: Policy) -> Metrics:
+        tried.append(policy)
+        return {"auc": 0.5 + len(tried) * sign / 100, "logloss": 0.5}
+
+    with process_group():
+        common = prepare(job, request)
+        sign = -1
+        first = plan_within(dataclasses.replace(common, measure=measure), request)
+        tried.clear()
+        sign = 1
+        last = plan_within(dataclasses.replace(common, measure=measure), request)
+    assert first.way.name == "plan"
+    assert [trial.way.name for trial in first.trials] == [t.way.name for t in last.trials]
+    assert 1 < len(last.trials) <= 4
+    for trial in last.trials:
+        assert 0.8 * (last.budget or 0) < trial.way.sizes.of(purpose) <= (last.budget or 0)
+    losses = [trial.way.loss for trial in last.trials]
+    assert losses == sorted(losses)
+    assert last.way is last.trials[-1].way
+    methods = {row["method"] for row in last.file.tables}
+    assert len(methods - {"full"}) <= 1, "small tables stay full"
+    assert last.choice.gap > first.choice.gap
+    last.file.write(tmp_path / "plan.toml")
+    tables = logical_tables(PreparedDataset.open(job.data.path).schema, job.embedding.dim)
+    again = PlanFile.read(tmp_path / "plan.toml").policy(
+        tables, last.policy.rules[0].options, where="plan"
+    )
+    assert again.describe(tables) == last.policy.describe(tables)
 
 
 def test_rules_and_small_tables_are_kept(job: Job) -> None:
