@@ -70,7 +70,7 @@ SETS = (MOVIELENS, "frappe", SYNTHETIC)
 PURPOSES: tuple[Purpose, ...] = ("training", "serving")
 PARTS = ("points", *PURPOSES, "data", "trained", "probes")
 POINTS = 3  # knobs of each table and method that are measured
-SCRATCH = ("low_rank", "quotient_remainder", "unified")  # what a uniform policy is trained with
+SCRATCH = tuple(name for name in METHODS if name != "full")  # of uniform policies from scratch
 
 
 Rows = Sequence[Mapping[str, Any]]

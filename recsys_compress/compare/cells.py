@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys_compress.compare.spec import Entry, Settings, Study
+from recsys_compress.compare.spec import PLAN, Entry, Settings, Study
 from recsys_compress.config import raw_job
+from recsys_compress.train.folder import JOB
 
 Picks = Mapping[tuple[str, str | None], int]  # number of the settings by entry and model
 
@@ -46,11 +47,11 @@ class Run:
 
     Attributes:
         job: the job file.
-        method: the embedding method.
+        method: the embedding method, or `PLAN`.
         budget: of its tables.
         settings: keys of the job set otherwise, as `--set` takes them.
         key: the same for what gives the same figures, whatever file or cell it stands in.
-        after: the run whose model is compressed; None for a training.
+        after: the run whose model it begins with; None for a training.
     """
 
     job: str
@@ -60,31 +61,41 @@ class Run:
     key: str
     after: "Run | None" = None
 
-    def arguments(self, seed: int, *more: str, folder: str = "RUN") -> list[str]:
-        """Returns the arguments of `recsys-compress` that run it.
+    def arguments(
+        self, seed: int, *more: str, folder: str = "RUN", plan: str = "plan.toml"
+    ) -> list[list[str]]:
+        """Returns the arguments of the calls of `recsys-compress` that run it.
 
         Args:
             seed: of the training.
             more: further settings.
-            folder: of the run whose model is compressed.
+            folder: of the run whose model it begins with.
+            plan: file for the plan, where one is made.
         """
         settings = [*self.settings, *more]
+        budget = ["--budget", self.budget] if self.budget else []
         if self.after is None:
-            words = ["train", self.job]
+            calls = [["train", self.job]]
             settings.append(f"train.seed={seed}")
+        elif self.method == PLAN:
+            job = str(Path(folder) / JOB)
+            calls = [
+                ["plan", job, *budget, "--reference", folder, "--out", plan],
+                ["train", job, "--plan", plan, "--start", folder],
+            ]
         else:
-            words = ["compress", folder, "--method", self.method]
-            words += ["--budget", self.budget] if self.budget else []
-        return [*words, *(word for setting in settings for word in ("--set", setting))]
+            calls = [["compress", folder, "--method", self.method, *budget]]
+        given = [word for setting in settings for word in ("--set", setting)]
+        return [[*call, *given] for call in calls]
 
 
 def cells(study: Study) -> list[Cell]:
-    """Returns the rows of a study, those that compress another's model last."""
+    """Returns the rows of a study, those that begin with another's model last."""
     found = [
         Cell(entry=entry, model=model, budget=budget)
         for model in study.models or (None,)
         for entry in study.methods
-        for budget in _budgets(study, entry)
+        for budget in budgets_of(study, entry)
     ]
     return sorted(found, key=lambda cell: cell.entry.after is not None)
 
@@ -100,21 +111,22 @@ def commands(study: Study, run: Run, seed: int) -> list[str]:
         words.append(["prepare", made.source, *source, *given, "--out", data, "--seed", str(seed)])
     if run.after is not None:
         before = commands(study, run.after, seed)
-        return [*before, shlex.join(["recsys-compress", *run.arguments(seed)])]
-    words.append(run.arguments(seed, *more))
+        own = [shlex.join(["recsys-compress", *call]) for call in run.arguments(seed)]
+        return [*before, *own]
+    words += run.arguments(seed, *more)
     return [shlex.join(["recsys-compress", *own]) for own in words]
 
 
 def first_cell(study: Study, name: str, model: str | None) -> Cell:
-    """Returns an entry's cell at the first of its budgets: its model is what others compress."""
+    """Returns an entry's cell at the first of its budgets: its model is what others begin with."""
     entry = study.entry(name)
-    return Cell(entry=entry, model=model, budget=_budgets(study, entry)[0])
+    return Cell(entry=entry, model=model, budget=budgets_of(study, entry)[0])
 
 
 def trials(study: Study, entry: Entry, model: str | None) -> list[Cell]:
     """Returns what validation picks an entry's settings from; nothing where there is no choice."""
     tries = settings_tried(study, entry)
-    budget = entry.try_budget or _budgets(study, entry)[0]
+    budget = entry.try_budget or budgets_of(study, entry)[0]
     return [
         Cell(entry=entry, model=model, budget=budget, tried=number)
         for number in range(len(tries))
@@ -148,7 +160,7 @@ def run_of(study: Study, cell: Cell, picks: Picks) -> Run | None:
         settings = (*settings, *overrides(tries[number]))
     method = cell.entry.stored_by
     if cell.entry.after is not None:
-        return _compression(study, cell, picks, method, settings)
+        return _following(study, cell, picks, method, settings)
     settings = (f"embedding.method={method}", *settings)
     if cell.budget is not None:
         settings = (*settings, f"embedding.budget={cell.budget}")
@@ -174,10 +186,10 @@ def overrides(settings: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
     return tuple(found)
 
 
-def _compression(
+def _following(
     study: Study, cell: Cell, picks: Picks, method: str, settings: tuple[str, ...]
 ) -> Run | None:
-    """Returns the run that compresses another entry's model."""
+    """Returns the run that begins with another entry's model."""
     trained = first_cell(study, cell.entry.after or "", cell.model)
     parent = run_of(study, trained, picks)
     if parent is None:
@@ -193,7 +205,8 @@ def _compression(
     )
 
 
-def _budgets(study: Study, entry: Entry) -> tuple[str | None, ...]:
+def budgets_of(study: Study, entry: Entry) -> tuple[str | None, ...]:
+    """Returns an entry's budgets; None for the size that it has."""
     return (study.budgets if entry.budgets is None else entry.budgets) or (None,)
 
 

@@ -133,17 +133,20 @@ class Runner:
         place = self._place(run, seed)
         resumed = [folder for folder in self._started(run, seed) if _has_checkpoint(folder)]
         if resumed:
-            arguments = ["train", "--resume", str(resumed[0])]
+            calls = [["train", "--resume", str(resumed[0])]]
         else:
             shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
             own = [f"train.output={place}", f"train.threads={self.threads}"]
             own += [f"tracking.parent={self.parent}"] if self.parent else []
             dataset = self._dataset(seed)
             own += [f"data.path={dataset}"] if dataset is not None and run.after is None else []
             trained = None if run.after is None else self.folder(run.after, seed)
-            arguments = run.arguments(seed, *own, folder=str(trained))
+            plan = str(place / "plan.toml")
+            calls = run.arguments(seed, *own, folder=str(trained), plan=plan)
         with self.memory.taken(self._bytes(run, seed)):
-            found = self._call(["-m", "recsys_compress", *arguments, "--json"], place.name)
+            for call in calls:
+                found = self._call(["-m", "recsys_compress", *call, "--json"], place.name)
         return Path(found["folder"])
 
     def _call(self, arguments: list[str], name: str) -> dict[str, Any]:

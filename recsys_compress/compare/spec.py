@@ -23,6 +23,11 @@ name = "low_rank, after training"
 method = "low_rank"
 after = "full"                     # compresses that model instead of training one
 
+[[methods]]
+name = "planned"
+method = "plan"                    # the planner chooses a method for each table
+after = "full"
+
 [[claims]]
 text = "double hashing at a tenth is as good as full tables"
 left = "double_hash 0.1x"
@@ -38,6 +43,7 @@ from pydantic import Field
 from recsys_compress.config import ModelName
 from recsys_compress.settings import STRICT
 
+PLAN = "plan"
 Settings = dict[str, Any]  # a part of a job, as TOML has it
 Served = Annotated[str, Field(pattern="^(fp16|bf16|int8|int4|int2)$")]
 AUC = "test.auc"
@@ -68,12 +74,14 @@ class Entry:
 
     Attributes:
         name: what it is called; unique in the study.
-        method: the embedding method; by default the name.
+        method: the embedding method; by default the name. `PLAN` stands for the best plan of the
+            budget, optimizer state included, which a trained model is the evidence for and hands
+            its tables to.
         budgets: of its own; None for the study's, empty for one run at the size that it has.
         set: keys of the job that are other for it.
         tries: settings of which validation picks one; None for the study's, empty for none.
         try_budget: at which it picks; None for the first of the budgets.
-        after: name of the entry whose trained model it compresses; None for a training.
+        after: name of the entry whose trained model it begins with; None for a training.
         line: name of the line in the plots that its cells are points of; None for its own.
         published: test AUC that a paper prints, by budget ("" for none).
         seeds: of its own; None for the study's.

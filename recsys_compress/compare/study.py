@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from recsys_compress.compare.cells import cells, overrides, settings_tried
-from recsys_compress.compare.spec import Entry, Study
+from recsys_compress.compare.cells import budgets_of, cells, overrides, settings_tried
+from recsys_compress.compare.spec import PLAN, Entry, Study
 from recsys_compress.compress.method import method_class
 from recsys_compress.config import load_job
 from recsys_compress.errors import UserError, nearest
@@ -39,8 +39,13 @@ def _check_entry(study: Study, entry: Entry, names: Sequence[str], where: str) -
             raise UserError(f"{where}: after = {entry.after!r}; {nearest(entry.after, names)}")
         if study.entry(entry.after).after is not None:
             raise UserError(f"{where}: after = {entry.after!r}, which is no training; name one")
+    if entry.stored_by == PLAN and (entry.after is None or None in budgets_of(study, entry)):
+        raise UserError(
+            f"{where}: needs budgets, and `after`, the trained model that is planned on"
+        )
     try:
-        method_class(entry.stored_by)
+        if entry.stored_by != PLAN:
+            method_class(entry.stored_by)
         for tried in settings_tried(study, entry) or ({},):
             _check_settings(study, (*overrides(entry.set), *overrides(tried)))
     except UserError as error:

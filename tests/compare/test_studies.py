@@ -64,6 +64,11 @@ name = "pruned"
 method = "dynamic_sparse"
 after = "full"
 
+[[methods]]
+name = "planned"
+method = "plan"
+after = "full"
+
 [[claims]]
 text = "half is as good as all"
 left = "hash 0.5x"
@@ -91,19 +96,26 @@ def test_a_study_is_run_recorded_and_not_run_again(
     study = written(tmp_path, synthetic_dataset)
     assert cli.run(arguments(study, "--processes", "2", "--json")) == 0
     said = capsys.readouterr()
-    assert "[6/6] pruned 0.5x, seed 0: test AUC" in said.err
+    assert "[7/7] p" in said.err
+    assert "planned 0.5x, seed 0: test AUC" in said.err
     found = json.loads(said.out)
-    assert [row["cell"] for row in found["rows"]] == ["full", "hash 0.5x", "pruned 0.5x"]
+    assert [row["cell"] for row in found["rows"]] == [
+        "full",
+        "hash 0.5x",
+        "pruned 0.5x",
+        "planned 0.5x",
+    ]
     assert found["missing"] == 0
     assert "out of reach" in found["beyond"]["unified 0.0001x"]
     assert found["claims"][0]["holds"] is True
     assert all(row["costs"]["int8"] < 0.01 for row in found["rows"])
     records = json.loads((tmp_path / "study" / "results.json").read_text(encoding="utf-8"))
     # The trial that was picked is the cell's run; the other one and what failed are kept too.
-    assert len(records) == 5
-    pruned = next(record for record in records if "compress" in record["run"])
-    assert pruned["figures"]["inference.ratio"] > 0
-    assert sum(taken for _, taken in pruned["tables"]) == pruned["figures"]["bytes.tables"]
+    assert len(records) == 6
+    for word in ("method=dynamic_sparse", "method=plan"):
+        (own,) = [record for record in records if word in record["run"]]
+        assert own["figures"]["inference.ratio"] > 0
+        assert sum(taken for _, taken in own["tables"]) == own["figures"]["bytes.tables"]
     # The command of a cell is all it takes to run it alone.
     (command,) = next(r["commands"] for r in found["rows"] if r["cell"] == "hash 0.5x")
     alone = [*command.split()[1:], "--set", f"train.output={tmp_path / 'alone'}", "--json"]
@@ -117,7 +129,7 @@ def test_a_study_is_run_recorded_and_not_run_again(
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if run.data.tags.get("kind") == "study")
     nested = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(nested) == 4
+    assert len(nested) == 5
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "report.md", "results.json"} <= artifacts
 

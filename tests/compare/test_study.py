@@ -83,7 +83,7 @@ def test_a_run_is_a_command_that_gives_its_job(study: Study) -> None:
     unified = next(cell for cell in cells(study) if cell.name == "unified 0.1x")
     run = run_of(study, unified, {})
     assert run is not None
-    arguments = run.arguments(3)
+    (arguments,) = run.arguments(3)
     assert arguments[:2] == ["train", study.job]
     job = load_job(Path(arguments[1]), arguments[3::2])
     assert (job.embedding.method, job.embedding.budget) == ("unified", "0.1x")
@@ -102,6 +102,22 @@ def test_the_commands_of_a_cell_make_its_data_and_model_first() -> None:
     )
     assert trained.endswith("--set data.path=data-s2 --set train.seed=2")
     assert again == ("recsys-compress compress RUN --method full --budget 1x --set train.epochs=5")
+
+
+def test_a_plan_is_made_of_the_trained_model_and_trained_on_from_it(tmp_path: Path) -> None:
+    text = STUDY.replace('method = "dynamic_sparse"', 'method = "plan"')
+    study = load_study(written(tmp_path, text))
+    run = run_of(study, cells(study)[-1], {})
+    assert run is not None
+    *before, plan, train = commands(study, run, 1)
+    assert before == commands(study, run.after, 1)  # type: ignore[arg-type]
+    assert plan == (
+        "recsys-compress plan RUN/job.toml --budget 0.1x --reference RUN --out plan.toml"
+        " --set train.epochs=1"
+    )
+    assert train == (
+        "recsys-compress train RUN/job.toml --plan plan.toml --start RUN --set train.epochs=1"
+    )
 
 
 def test_what_hangs_on_trials_is_known_after_them(study: Study) -> None:
@@ -156,6 +172,7 @@ def test_figures_hang_on_what_decides_them_alone(tmp_path: Path, study: Study) -
         ('name = "hash"', 'name = "full"', "methods: 'full' is there twice"),
         ('name = "hash"', 'name = "hsah"', "'hsah'.*did you mean 'hash'"),
         ('after = "full"', 'after = "ful"', "after = 'ful'; did you mean 'full'"),
+        ('name = "unified"', 'name = "unified"\nmethod = "plan"', "needs budgets, and `after`"),
         ("train.epochs = 1", "train.epoch = 1", "'pruned'.*unknown key 'train.epoch'"),
         ("train.epochs = 1", "embedding.budget = '1x'", "name `method` and `budgets` beside"),
         (
