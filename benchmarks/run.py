@@ -78,9 +78,7 @@ def prepared(group: str, shape: Shape, folder: Path) -> str:
     return str(make(shape, folder / group))
 
 
-def measure(
-    groups: list[str], shape: Shape, repeats: int | None
-) -> Iterator[tuple[Case, Figures]]:
+def measure(groups: list[str], shape: Shape, repeats: int | None) -> Iterator[tuple[Case, Figures]]:
     """Yields figures as they come, by default as many of each case as its group takes."""
     with tempfile.TemporaryDirectory() as folder:
         for group in groups:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recsys_compress.cli import run
-from recsys_compress.config import dump_job
+from recsys_compress.config import RuleConfig, dump_job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.train.trainer import train
 from tests.train.jobs import EMBEDDINGS, make_job
@@ -21,7 +21,13 @@ def place(
 ) -> Path:
     """A folder with `job.toml`, in which the command runs."""
     job = make_job(synthetic_dataset, tmp_path / "runs", "full", epochs=1, threads=1)
-    embedding = dataclasses.replace(EMBEDDINGS["full"], optimizer="adam", learning_rate=0.01)
+    embedding = dataclasses.replace(
+        EMBEDDINGS["full"],
+        optimizer="adam",
+        learning_rate=0.01,
+        budget="2x",  # which a plan's own takes the place of
+        rules=(RuleConfig(table="field_0", method="full"),),
+    )
     (tmp_path / "job.toml").write_text(dump_job(dataclasses.replace(job, embedding=embedding)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -79,6 +85,8 @@ def test_bad_plans_leave_nothing(place: Path, capsys: pytest.CaptureFixture[str]
     assert "at least" in plan("--budget", "10B", *FEW)
     assert "did you mean 'low_rank'" in plan("--budget", "0.5x", "--methods", "lowrank")
     assert "none/job.toml: cannot be read" in plan("--budget", "0.5x", "--reference", "none")
+    both = ("train", "job.toml", "--plan", "none.toml", "--set", "embedding.budget=1x")
+    assert "--plan says what --set embedding.budget would" in fails(capsys, *both)
     assert "goes with --plan" in fails(capsys, "train", "job.toml", "--start", "runs")
     assert "none.toml: cannot be read" in fails(capsys, "train", "job.toml", "--plan", "none.toml")
     assert [path.name for path in place.iterdir()] == ["job.toml"]

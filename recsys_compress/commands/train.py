@@ -1,6 +1,6 @@
 """The commands that train a model, or make a trained one smaller."""
 
-import json
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,8 +75,9 @@ def train(
     if not dry_run and (world_size or hbm):
         raise UserError("train: --world-size and --hbm are of a dry run; add --dry-run")
     cluster = [f"sharding.device_memory={hbm}", "train.device=cuda"] if hbm else []
-    planned = [] if plan_file is None else [f"embedding.plan={json.dumps(str(plan_file))}"]
-    settings = load_job(job, [*(overrides or ()), *planned, *cluster])
+    settings = load_job(job, [*(overrides or ()), *cluster])
+    if plan_file is not None:
+        settings = _planned(settings, plan_file, overrides or ())
     if dry_run:
         _dry_run(settings, world_size or nproc, as_json)
         return
@@ -121,6 +122,14 @@ def train(
     if result.interrupted:
         hint(f"recsys-compress train --resume {result.folder}")
         raise typer.Exit(INTERRUPTED)
+
+
+def _planned(settings: "Job", plan: Path, overrides: Sequence[str]) -> "Job":
+    """Returns a job with its tables as a plan says, whatever budget and rules its file has."""
+    if any(given.startswith("embedding.budget=") for given in overrides):
+        raise UserError("train: --plan says what --set embedding.budget would; drop one")
+    embedding = dataclasses.replace(settings.embedding, plan=str(plan), budget=None, rules=())
+    return dataclasses.replace(settings, embedding=embedding)
 
 
 def _dry_run(job: "Job", world_size: int, as_json: bool) -> None:
