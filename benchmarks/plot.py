@@ -54,7 +54,7 @@ def _stages(axes: "Axes", results: Results) -> None:
     axes.invert_yaxis()
     axes.set_title("DCN-V2 step: CPU milliseconds")
     if keys:
-        axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.4))
+        axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.4, -0.08))
 
 
 def _memory(axes: "Axes", results: Results) -> None:
@@ -70,4 +70,4 @@ def _memory(axes: "Axes", results: Results) -> None:
     axes.invert_yaxis()
     axes.set_title("memory of training, MB")
     if keys:
-        axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.4, -0.3))
+        axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.4, -0.08))

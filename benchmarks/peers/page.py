@@ -375,9 +375,11 @@ def draw(records: Records, path: Path) -> None:
             panel.plot(x, y, marker="o", color=colour, label=name)
         if found:
             panel.set(xscale="log", yscale="log", xlabel=text, ylabel="thousand samples/CPU s")
-            panel.legend(frameon=False)
         panel.set_visible(bool(found))
-        panel.set_title(f"training by {text}")
+        panel.set_title(f"training by {text}", loc="left")
+    if lines > 1:
+        shown = panels[1][0].get_legend_handles_labels()
+        figure.legend(*shown, ncols=4, loc="outside lower center", frameon=False)
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")
