@@ -252,7 +252,7 @@ def probed(
         path = runs / "plans" / f"{name.replace('/', '-')}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
         plan.file.write(path)
-        embedding = dataclasses.replace(job.embedding, plan=str(path))
+        embedding = dataclasses.replace(job.embedding, plan=str(path), budget=None)
         result = train(dataclasses.replace(job, embedding=embedding))
         yield {
             "budget": name,

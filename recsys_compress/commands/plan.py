@@ -14,8 +14,8 @@ def plan(
         str | None, typer.Option(help="Bytes, like 2MB, or a share of full tables, like 0.1x.")
     ] = None,
     purpose: Annotated[
-        Literal["training", "serving"],
-        typer.Option("--for", help="Count optimizer state too, or what is served."),
+        Literal["training", "parameters", "serving"],
+        typer.Option("--for", help="Count optimizer state too, parameters, or what is served."),
     ] = "training",
     max_auc_loss: Annotated[
         float | None, typer.Option(help="Find the smallest plan that loses so much AUC at most.")

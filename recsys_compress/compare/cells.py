@@ -13,6 +13,7 @@ from recsys_compress.compare.spec import PLAN, Entry, Settings, Study
 from recsys_compress.config import raw_job
 from recsys_compress.train.folder import JOB
 
+PLANNED = ["--for", "parameters"]  # which budgets of studies are of
 Picks = Mapping[tuple[str, str | None], int]  # number of the settings by entry and model
 
 
@@ -80,7 +81,7 @@ class Run:
         elif self.method == PLAN:
             job = str(Path(folder) / JOB)
             calls = [
-                ["plan", job, *budget, "--reference", folder, "--out", plan],
+                ["plan", job, *budget, *PLANNED, "--reference", folder, "--out", plan],
                 ["train", job, "--plan", plan, "--start", folder],
             ]
         else:
@@ -195,6 +196,7 @@ def _following(
     if parent is None:
         return None
     own = {"method": method, "budget": cell.budget, "set": sorted(settings)}
+    own |= {"plan": PLANNED} if method == PLAN else {}
     return Run(
         job=study.job,
         method=method,

@@ -75,8 +75,7 @@ class Entry:
     Attributes:
         name: what it is called; unique in the study.
         method: the embedding method; by default the name. `PLAN` stands for the best plan of the
-            budget, optimizer state included, which a trained model is the evidence for and hands
-            its tables to.
+            budget, which a trained model is the evidence for and hands its tables to.
         budgets: of its own; None for the study's, empty for one run at the size that it has.
         set: keys of the job that are other for it.
         tries: settings of which validation picks one; None for the study's, empty for none.

@@ -19,7 +19,7 @@ from recsys_compress.compress.size import DataType, SizeReport
 from recsys_compress.config import DenseOptimizerName
 from recsys_compress.errors import UserError
 
-Purpose = Literal["training", "serving"]
+Purpose = Literal["training", "parameters", "serving"]
 
 # Budgets are tried at these whole widths, and at shares of the full bytes that fall by a factor.
 _WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
@@ -50,7 +50,7 @@ class Sizes:
 
     def of(self, purpose: Purpose) -> int:
         """Returns the bytes that a budget is for."""
-        return self.training if purpose == "training" else self.serving
+        return int(getattr(self, purpose))
 
 
 @dataclass(frozen=True, kw_only=True)

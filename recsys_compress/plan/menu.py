@@ -130,7 +130,7 @@ def make_menu(
         job: the job.
         tables: its logical tables.
         evidence: for the estimates.
-        purpose: which bytes count. In training nothing is stored in another type than fp32.
+        purpose: which bytes count. But for serving, nothing is stored in another type than fp32.
         methods: that free tables may have.
         adopting: whether training is to begin with the evidence's trained tables.
         scales: corrections of the estimates; None for none.
@@ -144,7 +144,7 @@ def make_menu(
     cook = Cook(
         job=job,
         evidence=evidence,
-        storage=("fp32",) if purpose == "training" else STORAGE,
+        storage=STORAGE if purpose == "serving" else ("fp32",),
         purpose=purpose,
         adopting=adopting,
         scales=scales or Scales(),

@@ -357,7 +357,7 @@ def _check(whole: Sizes, parts: Sequence[Sizes], purpose: Purpose, budget: int |
         serving=sum(part.serving for part in parts),
     )
     exact = whole.parameters == sums.parameters and whole.serving == sums.serving
-    if purpose == "training":
+    if purpose != "serving":
         exact = whole.parameters == sums.parameters
     if not exact or whole.optimizer > sums.optimizer:
         raise RuntimeError(f"the plan takes {whole}, its tables alone {sums}")

@@ -112,8 +112,8 @@ def test_a_plan_is_made_of_the_trained_model_and_trained_on_from_it(tmp_path: Pa
     *before, plan, train = commands(study, run, 1)
     assert before == commands(study, run.after, 1)  # type: ignore[arg-type]
     assert plan == (
-        "recsys-compress plan RUN/job.toml --budget 0.1x --reference RUN --out plan.toml"
-        " --set train.epochs=1"
+        "recsys-compress plan RUN/job.toml --budget 0.1x --for parameters --reference RUN"
+        " --out plan.toml --set train.epochs=1"
     )
     assert train == (
         "recsys-compress train RUN/job.toml --plan plan.toml --start RUN --set train.epochs=1"

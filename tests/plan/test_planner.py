@@ -155,7 +155,7 @@ def test_trials_are_of_what_training_would_begin_with(
     ]
 
 
-@pytest.mark.parametrize("purpose", ["training", "serving"])
+@pytest.mark.parametrize("purpose", ["training", "parameters", "serving"])
 def test_a_policy_of_one_method_is_planned_where_it_measures_better(
     purpose: Purpose, job: Job, reference: Path, tmp_path: Path
 ) -> None:
