@@ -9,6 +9,7 @@ import datetime
 import functools
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ def process_group(device: str = "cpu", timeout: int = 600) -> Iterator[Ranks]:
         with lost_process():
             yield Ranks.current()
         return
+    hook = sys.excepthook  # torch puts the rank before errors, once more with every group
     on_gpu = device == "cuda" and torch.cuda.is_available()  # `build` says so where it is not
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -75,6 +77,7 @@ def process_group(device: str = "cpu", timeout: int = 600) -> Iterator[Ranks]:
                 dist.barrier()
     finally:
         dist.destroy_process_group()
+        sys.excepthook = hook
 
 
 def shard(
