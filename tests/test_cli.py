@@ -243,6 +243,18 @@ def test_an_interrupt_leaves_a_run_to_resume(job: Path, place: Path) -> None:
     assert client.get_run(second["run_id"]).info.status == "FINISHED"
 
 
+def test_an_interrupted_plan_leaves_none(job: Path, place: Path) -> None:
+    plan = ("plan", job, "--budget", "0.5x", "--grade", "probes", "--probe-epochs", "15")
+    longer = ("--set", "train.patience=15", "--set", f"train.output={place / 'short'}")
+    with command(*plan, *longer, cwd=place) as process:
+        await_line(process.stderr, "step ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not list(place.glob("plan.*"))
+
+
 def await_line(stream: IO[str] | None, word: str) -> None:
     assert stream is not None
     for line in stream:

@@ -15,6 +15,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.plan.curvature import measure
 from recsys_compress.plan.curves import ReferenceEvidence
 from recsys_compress.plan.quality import AucByLoss
+from recsys_compress.track.progress import ProgressListener
 from recsys_compress.train.build import logical_tables
 from recsys_compress.train.handover import table_moments
 from recsys_compress.train.post import load_run
@@ -62,7 +63,11 @@ def short_run(job: Job, epochs: int) -> Path:
     """
     full = dataclasses.replace(job.embedding, method="full", budget=None, rules=(), plan=None)
     settings = dataclasses.replace(job.train, epochs=epochs)
-    return train(dataclasses.replace(job, embedding=full, train=settings)).folder
+    short = dataclasses.replace(job, embedding=full, train=settings)
+    result = train(short, listeners=[ProgressListener()])
+    if result.interrupted:
+        raise KeyboardInterrupt  # its folder has a checkpoint, and no model yet
+    return result.folder
 
 
 def check_tables(

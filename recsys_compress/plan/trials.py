@@ -16,6 +16,7 @@ from recsys_compress.data.split import Split
 from recsys_compress.plan.candidates import Sizes
 from recsys_compress.plan.menu import Dish
 from recsys_compress.plan.ranks import FullestRank
+from recsys_compress.track.progress import ProgressListener
 from recsys_compress.train.build import build
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
@@ -97,6 +98,9 @@ def short_training(
         tables: its logical tables.
         policy: of them.
         epochs: passes over the training split.
+
+    Raises:
+        KeyboardInterrupt: the training was asked to stop.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.toml"
@@ -105,4 +109,8 @@ def short_training(
             job.embedding, method="full", budget=None, rules=(), plan=str(path)
         )
         settings = dataclasses.replace(job.train, epochs=epochs, output=str(Path(folder) / "runs"))
-        return train(dataclasses.replace(job, embedding=embedding, train=settings)).valid
+        short = dataclasses.replace(job, embedding=embedding, train=settings)
+        result = train(short, listeners=[ProgressListener()])
+    if result.interrupted:
+        raise KeyboardInterrupt  # there is nothing to go on with
+    return result.valid
