@@ -9,7 +9,7 @@ generated data is the demonstration's). Then
   uniform policy, one method and storage type for all tables; validation picks the best of these.
 
 Nothing is trained for these after the first model, so that all start from the same. On MovieLens-1M
-alone, single tables are measured and plans trained. The figures are kept in
+alone, single tables are measured, and plans by probes trained from scratch. The figures are kept in
 `docs/benchmarks/plan.json`, from which the page and its plot are written.
 """
 
@@ -26,19 +26,18 @@ from torch import Tensor
 
 from benchmarks.case import ROOT
 from benchmarks.plan_page import write
-from benchmarks.takeover import BUDGETS, SETTINGS, alone_of, blind, plans, sizes
+from benchmarks.takeover import BUDGETS, SETTINGS, blind, plans
 from recsys_compress.compare.cells import first_cell, run_of
 from recsys_compress.compare.runner import Memory, Runner
 from recsys_compress.compare.study import load_study
 from recsys_compress.compress.method import Trained, Values
-from recsys_compress.compress.policy import full_bytes, make_rule, resolve
-from recsys_compress.config import EmbeddingConfig, Job, budget_bytes, load_job
+from recsys_compress.compress.policy import make_rule
+from recsys_compress.config import load_job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.data.split import Split
 from recsys_compress.demo import demo
-from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
 from recsys_compress.plan.candidates import (
     STORAGE,
@@ -46,18 +45,15 @@ from recsys_compress.plan.candidates import (
     Wanted,
     candidate,
     methods_for,
-    size_of,
 )
 from recsys_compress.plan.curves import changed
 from recsys_compress.plan.menu import METHODS
 from recsys_compress.plan.planner import Prepared, plan_within, prepare
 from recsys_compress.plan.reference import read_reference
 from recsys_compress.plan.request import Request
-from recsys_compress.train.build import Built, logical_tables
-from recsys_compress.train.build import lowered as lowered_job
+from recsys_compress.train.build import Built
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics, RunResult
-from recsys_compress.train.handover import hand_over
 from recsys_compress.train.memory import memory_bytes
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
@@ -68,9 +64,8 @@ MOVIELENS = "movielens_1m"
 SYNTHETIC = "synthetic"
 SETS = (MOVIELENS, "frappe", SYNTHETIC)
 PURPOSES: tuple[Purpose, ...] = ("training", "serving")
-PARTS = ("points", *PURPOSES, "data", "trained", "probes")
+PARTS = ("points", *PURPOSES, "data", "probes")
 POINTS = 3  # knobs of each table and method that are measured
-SCRATCH = tuple(name for name in METHODS if name != "full")  # of uniform policies from scratch
 
 
 Rows = Sequence[Mapping[str, Any]]
@@ -120,7 +115,6 @@ def _parts(runs: Path) -> dict[str, Measure]:
         "training": lambda folder, data, kept: plans(folder, data, "training", len(kept)),
         "serving": lambda folder, data, kept: plans(folder, data, "serving", len(kept)),
         "data": lambda folder, data, kept: blind(folder, data, len(kept)),
-        "trained": lambda folder, _, kept: trained(folder, kept, runs),
         "probes": lambda folder, _, kept: probed(folder, kept, runs),
     }
 
@@ -209,34 +203,6 @@ class _replaced:  # noqa: N801
         built.embeddings.write(values, built.table_weights())
 
 
-def trained(
-    folder: Path, kept: Sequence[Mapping[str, Any]], runs: Path
-) -> Iterator[Mapping[str, Any]]:
-    """Yields the figures of trainings at all budgets that are not among those kept.
-
-    Plans are trained from the run's tables on, as long as the run was; uniform policies, which are
-    fitted to the same bytes, from scratch.
-    """
-    job = load_job(folder / "job.toml", (*SETTINGS, f"train.output={json.dumps(str(runs))}"))
-    done = {(row["budget"], row["policy"]) for row in kept}
-    common: Prepared | None = None
-    with process_group():
-        for name, budget in reversed(BUDGETS.items()):  # most is at stake at the smallest
-            request = Request(budget=budget, grade="reference", reference=folder, methods=METHODS)
-            if (name, "plan") not in done:
-                common = common or prepare(job, request)
-                policy = plan_within(common, request).policy
-                before, dataset = load_run(folder, SETTINGS)
-                tables = before.embeddings.embedding_bag_configs()
-                start = hand_over(before, dataset, tables, policy)
-                yield {"budget": name, "policy": "plan", **_figures_of(train(job, start=start))}
-            for method in SCRATCH:
-                found = None if (name, method) in done else _fitted(job, method, budget)
-                if found is not None:
-                    result = train(dataclasses.replace(job, embedding=found))
-                    yield {"budget": name, "policy": method, **_figures_of(result)}
-
-
 def probed(
     folder: Path, kept: Sequence[Mapping[str, Any]], runs: Path
 ) -> Iterator[Mapping[str, Any]]:
@@ -256,29 +222,11 @@ def probed(
         result = train(dataclasses.replace(job, embedding=embedding))
         yield {
             "budget": name,
-            "policy": "plan by probes, from scratch",
+            "way": plan.way.name,
             "predicted": plan.loss,
             "tables": [dish.candidate.label for dish in plan.dishes.values()],
             **_figures_of(result),
         }
-
-
-def _fitted(job: Job, method: str, budget: str) -> EmbeddingConfig | None:
-    """Returns the settings of a method for all tables, fitted to training bytes; None for none."""
-    schema = PreparedDataset.open(job.data.path).schema
-    full = size_of(lowered_job(job, schema, alone_of(job, "full")), job.train.optimizer)
-    most = budget_bytes(budget, full.training)
-    tables = logical_tables(schema, job.embedding.dim)
-    for size in sizes(full_bytes(tables)):
-        embedding = dataclasses.replace(job.embedding, method=method, budget=size)
-        try:
-            policy = resolve(embedding, tables)
-        except UserError:
-            continue
-        taken = size_of(lowered_job(job, schema, policy), job.train.optimizer)
-        if taken.training <= most:
-            return embedding
-    return None
 
 
 def _figures_of(result: RunResult) -> dict[str, float]:

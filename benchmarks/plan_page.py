@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.case import ROOT
 from recsys_compress.compare.markdown import table
+from recsys_compress.compare.records import Records
+from recsys_compress.compare.study import load_study
+from recsys_compress.compare.summary import Row, summarize
 from recsys_compress.compare.verdicts import mean_and_spread
 from recsys_compress.files import atomic_file, write_text
 from recsys_compress.track.plots import COLOURS, GREY, MARKERS
@@ -47,13 +51,13 @@ that of the highest validation AUC among all methods{types} at the same
 budget, for each seed anew."""
 BLIND = """Plans for training of the grade "data", made without the trained model; its tables are
 then taken over by them as above, for comparison."""
-TRAINED = """Test AUC by training bytes, optimizer state included. "plan" is of the grade
-"reference", trained from the reference run's tables on, with its settings and as long as it was; so
-in all it has had two trainings. The others are trained once, from scratch: plans of the grade
-"probes", and uniform policies, whose ranks, widths or rows are what fits the same bytes (none where
-no size is within 5 %). More of these are in the [study](../../studies/movielens_1m/report.md),
-where budgets are of parameters alone."""
+SCRATCH = """Plans of the grade "probes", trained from scratch, and beside them what the
+[study](../../studies/movielens_1m/report.md) found of methods that take all tables alike and train
+from scratch: of those within the plan's budget, optimizer state included, the one of the highest
+mean validation AUC. Narrower full tables are among them."""
 _LEAST = 1e-7  # of the plot's axes
+# By which a study's row may be larger: seeds split the data anew, and have a few ids more or less.
+_ROOM = 1.02
 
 
 def write(records: Sequence[Mapping[str, Any]], page: Path) -> None:
@@ -87,9 +91,9 @@ def _set(title: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
     blind = _of(records, "data")
     if blind:
         parts += [f"### {name}: plans from the data alone", BLIND, without_reference(blind)]
-    runs = [*_of(records, "trained"), *_of(records, "probes")]
+    runs = _of(records, "probes")
     if runs:
-        parts += [f"### {name}: trained", TRAINED, trainings(runs)]
+        parts += [f"### {name}: trained from scratch", SCRATCH, from_scratch(runs, study_rows())]
     return parts if len(parts) > 1 else []
 
 
@@ -202,19 +206,58 @@ def without_reference(records: Sequence[Mapping[str, Any]]) -> str:
     return table(["budget", "test AUC", f"chosen at seed {records[0]['seed']}"], rows)
 
 
-def trainings(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns test AUC of trained plans and policies, by budget."""
-    rows = [row for record in records for row in record["rows"]]
-    policies = list(dict.fromkeys(row["policy"] for row in rows))
+def from_scratch(records: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
+    """Returns plans by probes against what the study trained from scratch, by budget.
+
+    Args:
+        records: of the plans, by seed.
+        rows: of the study.
+    """
+    plans: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        for row in record["rows"]:
+            plans.setdefault(row["budget"], {})[record["seed"]] = row
     lines = []
-    for budget in sorted({row["budget"] for row in rows}, key=Fraction, reverse=True):
-        cells = [budget]
-        for policy in policies:
-            own = [r for r in rows if (r["budget"], r["policy"]) == (budget, policy)]
-            sizes = f" ({max(r['bytes'] for r in own):,} bytes, {len(own)} seeds)" if own else ""
-            cells.append(mean_and_spread([r["test.auc"] for r in own]) + sizes if own else "")
-        lines.append(cells)
-    return table(["budget", *policies], lines)
+    for budget in sorted(plans, key=Fraction, reverse=True):
+        own = plans[budget]
+        most = max(row["bytes"] for row in own.values())
+        within = [row for row in rows if row.in_training and training_bytes(row) <= most * _ROOM]
+        aucs = [row["test.auc"] for row in own.values()]
+        lines.append(
+            [
+                *(budget, f"{most:,}", f"{mean_and_spread(aucs)} ({len(own)} seeds)"),
+                *_against(
+                    own, max(within, key=lambda row: row.mean("valid.auc") or 0, default=None)
+                ),
+                "; ".join(own[min(own)]["tables"]),
+            ]
+        )
+    names = ["budget", "bytes", "plan by probes", "best of one method", "its test AUC"]
+    return table([*names, "plan better by", f"chosen at seed {records[0]['seed']}"], lines)
+
+
+def _against(plans: Mapping[int, Mapping[str, Any]], best: Row | None) -> list[str]:
+    """Returns the cells of a study's row and of how much better plans are, seed by seed."""
+    if best is None:
+        return [""] * 3
+    better = [r["test.auc"] - best.aucs[seed] for seed, r in plans.items() if seed in best.aucs]
+    return [
+        f"{best.cell.name} ({training_bytes(best):,.0f} bytes)",
+        mean_and_spread(list(best.aucs.values())),
+        mean_and_spread(better, "+.4f"),
+    ]
+
+
+def study_rows() -> list[Row]:
+    """Returns the rows of DCN-V2 in the study of MovieLens-1M."""
+    study = load_study(ROOT / "studies" / "movielens_1m.toml")
+    found = Records.load(study, ROOT / "studies" / "movielens_1m" / "results.json")
+    return [row for row in summarize(found).rows if row.cell.model == "dcnv2"]
+
+
+def training_bytes(row: Row) -> float:
+    """Returns the mean bytes of a study row's tables and optimizer state."""
+    return (row.mean("bytes.tables") or 0.0) + (row.mean("bytes.optimizer") or 0.0)
 
 
 def best_uniform(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -160,7 +160,6 @@ def test_the_study_of_plans_runs_on_any_model(
     for module in (plan, takeover):
         monkeypatch.setattr(module, "METHODS", ("full", "hash"))
         monkeypatch.setattr(module, "BUDGETS", {"1/4": "0.25x"})
-    monkeypatch.setattr(plan, "SCRATCH", ("hash",))
     job = make_job(synthetic_dataset, tmp_path / "runs", "adagrad", epochs=1, threads=1)
     embedding = dataclasses.replace(job.embedding, optimizer="adam", learning_rate=0.01)
     folder = train(dataclasses.replace(job, embedding=embedding)).folder
@@ -169,7 +168,7 @@ def test_the_study_of_plans_runs_on_any_model(
         "training": takeover.plans(folder, MOVIELENS, "training", 0),
         "serving": takeover.plans(folder, MOVIELENS, "serving", 0),
         "data": takeover.blind(folder, MOVIELENS, 0),
-        "trained": plan.trained(folder, [], tmp_path / "new"),
+        "probes": plan.probed(folder, [], tmp_path / "new"),
     }
     found = [
         {"data": MOVIELENS, "what": what, "seed": 0, "rows": list(rows)}
@@ -180,7 +179,8 @@ def test_the_study_of_plans_runs_on_any_model(
     assert spearman([p["predicted"] for p in measured], [p["measured"] for p in measured]) > 0.5
     (trained,) = found[1]["rows"]
     assert trained["rows"][0]["bytes"] <= trained["budget_bytes"]
-    assert [row["policy"] for row in found[4]["rows"]] == ["plan", "hash"]
+    (probed,) = found[4]["rows"]
+    assert probed["bytes"] <= trained["budget_bytes"]
     write(found, tmp_path / "plan.md")
     page = (tmp_path / "plan.md").read_text()
     assert "| 1/4 |" in page
