@@ -15,6 +15,9 @@ from tests.train.jobs import EMBEDDINGS, make_job
 FEW = ("--methods", "full, low_rank")
 
 
+pytestmark = pytest.mark.usefixtures("place")
+
+
 @pytest.fixture
 def place(
     synthetic_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -75,6 +78,19 @@ def test_a_reference_is_trained_where_none_is_named(
     assert "the reference has" in out
     (folder,) = (place / "runs").iterdir()
     assert f"--start {folder}" in err
+
+
+def test_a_plan_too_small_to_begin_with_a_model_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = ("--set", "embedding.rules=[]", "--set", "embedding.min_rows=0", "--json")
+    train = ("train", "job.toml", "--set", "train.epochs=4", *settings)
+    assert run(train) == 0
+    folder = json.loads(capsys.readouterr().out)["folder"]
+    for budget, says in (("0.9x", False), ("0.01x", True)):
+        plan = ("plan", "job.toml", "--budget", budget, "--reference", folder, *settings)
+        assert run(plan) == 0
+        assert ("add --grade probes" in capsys.readouterr().err) is says
 
 
 def test_bad_plans_leave_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

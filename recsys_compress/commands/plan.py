@@ -82,6 +82,12 @@ def plan(
 
         for table in render(found):
             print_table(table)
+    if found.lost_too_much:
+        typer.echo(
+            "note: so small a plan does better from scratch: add --grade probes, and train it "
+            "without --start",
+            err=True,
+        )
     if not dry_run:
         start = f" --start {found.request.reference}" if found.request.adopting else ""
         hint(f"recsys-compress train {job} --plan {out}{start}")

@@ -17,6 +17,7 @@ from recsys_compress.plan.solver import Choice
 from recsys_compress.plan.trials import Trial, Way
 
 PLAN = "plan"  # the way of the solver
+MUCH = 0.02  # validation AUC; plans that lose more of it do better from scratch, see docs/plan.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,14 @@ class Plan:
     def loss(self) -> float:
         """The predicted rise of the logloss."""
         return self.way.loss
+
+    @property
+    def lost_too_much(self) -> bool:
+        """Whether what the reference hands over is too little to be worth beginning with."""
+        if not self.request.adopting or self.quality is None or not self.trials:
+            return False
+        (own,) = [trial for trial in self.trials if trial.way is self.way]
+        return self.quality.auc(0.0) - own.valid["auc"] > MUCH
 
     @property
     def error(self) -> float:
