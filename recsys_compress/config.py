@@ -5,7 +5,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -267,6 +267,10 @@ class TrainConfig:
     threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     output: str = "runs"
+
+    def score(self, valid: Mapping[str, float]) -> float:
+        """Returns the monitor's figure among those of validation, so that more is better."""
+        return -valid["logloss"] if self.monitor == "logloss" else valid["auc"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,8 +142,7 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         way = _way(common, PLAN, chosen(items, choice), cluster)
     trials = _tried(common, way, budget, cluster)
     if trials:
-        sign = -1 if job.train.monitor == "logloss" else 1
-        way = max(trials, key=lambda trial: sign * trial.valid[job.train.monitor]).way
+        way = max(trials, key=lambda trial: job.train.score(trial.valid)).way
     _check(
         way.sizes, [dish.candidate.sizes for dish in way.dishes.values()], request.purpose, budget
     )
@@ -207,12 +206,11 @@ def _rivals(
 ) -> Iterator[Way]:
     """Yields policies of one method for all free tables, by rising predicted loss."""
     menu = common.menu
-    free = {table.name for table in menu.free}
-    held = {tables: dish for tables, dish in way.dishes.items() if not free & set(tables)}
+    free = tuple(table.name for table in menu.free)
+    held = {tables: dish for tables, dish in way.dishes.items() if tables[0] not in free}
     if budget is None or len(free) < 2:
         return
     left = budget - sum(dish.candidate.sizes.of(menu.purpose) for dish in held.values())
-    names = tuple(free_table.name for free_table in menu.free)
     found = [
         dish
         for method in common.request.methods
@@ -223,7 +221,7 @@ def _rivals(
         label = f"{method_name(candidate.method)} {candidate.options.storage}"
         # Processes may not be able to hold it.
         with contextlib.suppress(UserError):
-            yield _way(common, label, {**held, names: dish}, cluster)
+            yield _way(common, label, {**held, free: dish}, cluster)
 
 
 def _smaller(common: Prepared, cluster: Cluster, solved: Solved, error: UserError) -> Solved:

@@ -318,11 +318,7 @@ class Trainer:
                 **valid,
             }
         )
-        sign = -1 if config.monitor == "logloss" else 1
-        if (
-            progress.best is None
-            or sign * valid[config.monitor] > sign * progress.best[config.monitor]
-        ):
+        if progress.best is None or config.score(valid) > config.score(progress.best):
             progress.best = {**valid, "step": progress.step}
             progress.waited = 0
             weights = self.built.weights()
