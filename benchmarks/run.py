@@ -38,8 +38,13 @@ BUDGETS = (
     "unified 0.1x",
     "unified 0.01x",
     "hash 0.1x",
+    "double_hash 0.1x",
     "quotient_remainder 0.1x",
     "dynamic_sparse 0.1x",
+    "dnis 0.1x",
+    "dnis 0.1x with search",
+    "mixed_dim",
+    "low_rank",
 )
 
 

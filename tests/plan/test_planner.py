@@ -20,6 +20,7 @@ from recsys_compress.plan.planner import make_plan, plan_within, prepare
 from recsys_compress.plan.report import plain, write_page
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
+from recsys_compress.plan.trials import Round
 from recsys_compress.train.build import build, logical_tables
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.post import load_run
@@ -169,10 +170,11 @@ def test_a_policy_of_one_method_is_planned_where_it_measures_better(
     with process_group():
         common = prepare(job, request)
         sign = -1
-        first = plan_within(dataclasses.replace(common, measure=measure), request)
+        common = dataclasses.replace(common, rounds=[Round(measure=measure, epochs=0, ways=4)])
+        first = plan_within(common, request)
         tried.clear()
         sign = 1
-        last = plan_within(dataclasses.replace(common, measure=measure), request)
+        last = plan_within(common, request)
     assert first.way.name == "plan"
     assert [trial.way.name for trial in first.trials] == [t.way.name for t in last.trials]
     assert 1 < len(last.trials) <= 4
@@ -225,8 +227,32 @@ def test_tables_may_share(job: Job, tmp_path: Path) -> None:
 
 def test_probes_scale_each_method(job: Job, reference: Path, plan: Plan) -> None:
     after = make_plan(job, request_of(reference, budget="0.2x", grade="probes"))
-    assert after.loss != plan.loss
+    assert after.trials[0].way.loss != plan.trials[0].way.loss
     assert after.sizes.training <= (after.budget or 0)
+    assert {trial.epochs for trial in after.trials} == {job.train.epochs}
+
+
+def test_the_best_are_trained_as_long_as_the_job_says(job: Job, reference: Path) -> None:
+    more = (*FEW, "quotient_remainder")
+    longer = dataclasses.replace(job, train=dataclasses.replace(job.train, epochs=2))
+    request = request_of(reference, budget="0.3x", grade="probes", methods=more)
+    with process_group():
+        common = prepare(longer, request)
+        first, last = common.rounds
+        assert (first.epochs, first.ways, last.epochs, last.ways) == (1, 4, 2, 2)
+        aucs = {1: iter((0.6, 0.5, 0.7)), 2: iter((0.8, 0.9))}
+
+        def figures(epochs: int) -> Metrics:
+            return {"auc": next(aucs[epochs]), "logloss": 0.5}
+
+        rounds = [
+            dataclasses.replace(each, measure=lambda _, epochs=each.epochs: figures(epochs))
+            for each in common.rounds
+        ]
+        found = plan_within(dataclasses.replace(common, rounds=rounds), request)
+    shown = [(trial.epochs, trial.valid["auc"]) for trial in found.trials]
+    assert shown == [(2, 0.9), (1, 0.5), (2, 0.8)], "the last was ahead at first"
+    assert found.way.name == "plan"
 
 
 def test_a_page_needs_nothing_else(plan: Plan, tmp_path: Path) -> None:

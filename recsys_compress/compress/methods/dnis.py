@@ -45,8 +45,8 @@ class DNIS(Method):
         default=3.0, metadata={"help": "how many times more ids a block has than the one before"}
     )
     dim_multiple: int = field(
-        default=4,
-        metadata={"help": "dims are dropped in groups of so many, which bounds distinct widths"},
+        default=1,
+        metadata={"help": "dims are dropped in groups of so many; of fused tables, of 4 at least"},
     )
     least_dims: int = field(
         default=0, metadata={"help": "dims that every block keeps, whatever they are worth"}
