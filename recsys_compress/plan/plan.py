@@ -35,7 +35,8 @@ class Plan:
         choice: the solver's, with the loss of what is planned.
         budget: bytes that it was solved for; None where AUC was asked for.
         asked: bytes that were asked for: more than `budget` where processes cannot hold them.
-        more: bytes a little beyond the budget, and the predicted rise of the logloss there.
+        more: bytes a little beyond the budget, and the predicted rise of the logloss there;
+            None where processes cannot hold them.
         curve: (bytes, predicted rise) of the best plans at all sizes, rising.
         quality: what a rise does to the AUC; None for the grade "data".
         file: the plan as it is written.
@@ -50,7 +51,7 @@ class Plan:
     choice: Choice
     budget: int | None
     asked: int | None
-    more: tuple[int, float]
+    more: tuple[int, float] | None
     curve: Sequence[tuple[float, float]]
     quality: AucByLoss | None
     file: PlanFile
@@ -125,8 +126,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         "gap": plan.choice.gap,
         "auc_before": None if quality is None else quality.auc(0.0),
         "auc_after": None if quality is None else quality.auc(plan.loss),
-        "more_bytes": plan.more[0],
-        "more_loss_rise": plan.more[1],
+        "more_bytes": plan.more and plan.more[0],
+        "more_loss_rise": plan.more and plan.more[1],
         "trials": [
             {
                 "name": trial.way.name,

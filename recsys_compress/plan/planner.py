@@ -158,8 +158,6 @@ def plan_within(common: Prepared, request: Request) -> Plan:
     )
     path = frontier([item.options(menu.purpose) for item in items])
     points = np.unique(np.linspace(0, len(path.costs) - 1, _CURVE_POINTS).astype(int))
-    limit = int(_MORE * (budget or choice.cost))
-    more = _best(menu, limit)
     plan = Plan(
         request=request,
         way=way,
@@ -170,7 +168,7 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         choice=replace(choice, loss=way.loss),
         budget=budget,
         asked=asked,
-        more=(limit, choice.loss if more is None else more[1].loss),
+        more=_more(common, int(_MORE * (budget or choice.cost)), cluster),
         curve=[(float(path.costs[i]), float(path.losses[i])) for i in points],
         quality=common.quality,
         file=PlanFile.of(
@@ -269,6 +267,19 @@ def _smaller(common: Prepared, cluster: Cluster, solved: Solved, error: UserErro
         raise UserError(f"{error}; --budget {budget} fits") from error
     items, smaller = found
     return budget, items, replace(smaller, bound=choice.bound)
+
+
+def _more(common: Prepared, budget: int, cluster: Cluster | None) -> tuple[int, float] | None:
+    """Returns a larger budget and the loss of its plan; None where processes cannot hold it."""
+    found = _best(common.menu, budget)
+    if found is None:
+        raise ValueError(f"no plan within {budget:,} bytes")
+    if cluster is not None:
+        try:
+            _way(common, PLAN, chosen(*found), cluster)
+        except UserError:
+            return None
+    return budget, found[1].loss
 
 
 def _best(menu: Menu, budget: int) -> tuple[list[Item], Choice] | None:

@@ -93,7 +93,9 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
     budget = "" if plan.budget is None else f", budget {plan.budget:,} for {plan.request.purpose}"
     if plan.asked != plan.budget:
         budget += f": processes cannot hold plans of the {plan.asked:,} asked for"
-    saved = plan.loss - plan.more[1]
+    saved = "nothing: processes cannot hold them"
+    if plan.more is not None:
+        saved = f"{plan.loss - plan.more[1]:.2g}, at {plan.more[0]:,} bytes"
     facts = [
         (
             "bytes",
@@ -103,7 +105,7 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         ),
         ("predicted logloss", _rise(plan.loss, plan.error)),
         ("a better choice could save", f"{plan.choice.gap:.2g} at most (the solver's gap)"),
-        ("10 % more bytes would save", f"{saved:.2g}, at {plan.more[0]:,} bytes"),
+        ("10 % more bytes would save", saved),
         ("evidence", f"grade {plan.request.grade}"),
     ]
     if plan.fullest is not None:
@@ -151,7 +153,8 @@ def _curve(plan: Plan, *, narrow: bool) -> "Figure":
     axes.plot(sizes, losses, "-", c=COLOURS[0], label="best plans")
     chosen = plan.sizes.of(plan.request.purpose)
     axes.plot(chosen, value(plan.loss), "*", ms=13, c=COLOURS[1], label="this plan", zorder=3)
-    axes.plot(plan.more[0], value(plan.more[1]), "o", c=COLOURS[2], label="10 % more bytes")
+    if plan.more is not None:
+        axes.plot(plan.more[0], value(plan.more[1]), "o", c=COLOURS[2], label="10 % more bytes")
     log_bytes(axes)
     axes.set(xlabel=f"bytes for {plan.request.purpose}", ylabel=_quality(plan))
     axes.legend(frameon=False)

@@ -101,6 +101,17 @@ def test_a_plan_is_made_smaller_until_it_fits(kind: str, world_size: int, common
     assert f"processes cannot hold plans of the {large.asked:,} asked for" in shown(small)
 
 
+def test_more_bytes_are_shown_where_processes_can_hold_them(common: Prepared) -> None:
+    plan, fullest = plan_of(common, 2, kind="row_wise")
+    assert plan.more is not None
+    assert plan.more[0] > plan.sizes.training
+    tight, _ = plan_of(common, 2, kind="row_wise", hbm=str(fullest.training))
+    assert tight.sizes == plan.sizes
+    assert tight.more is None
+    assert "nothing: processes cannot hold them" in shown(tight)
+    assert plain(tight)["more_bytes"] is None
+
+
 def test_a_plan_by_auc_is_not_made_smaller(common: Prepared) -> None:
     quality = AucByLoss(rises=np.array([0.0, 1.0]), aucs=np.array([0.9, 0.5]), logloss=0.5)
     request = Request(
