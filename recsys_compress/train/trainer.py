@@ -1,6 +1,7 @@
 """The trainer: a job in, a trained model and its figures out."""
 
 import dataclasses
+import gc
 import math
 import shutil
 import threading
@@ -228,6 +229,8 @@ class Trainer:
         progress.phase += 1
         progress.phase_step = progress.step
         progress.best, progress.waited = None, 0
+        del self.built, self.learner
+        gc.collect()  # the old tables, which hooks hold too: only two copies fit in little memory
         self._enter(start.policy)
         start.write(self.built)
         if progress.phase + 1 == len(self.phases):  # what was found is in the last one's policy
@@ -236,6 +239,7 @@ class Trainer:
             with self.ranks.together():
                 if self.ranks.first:
                     write_size(self.folder, self.size, self._described())
+        del start  # a copy of the tables
         self._tell({"train/phase": progress.phase})
         self._checkpoint()
 
