@@ -90,6 +90,33 @@ def read_toml(path: Path, mend: str) -> dict[str, Any]:
         raise UserError(f"{path}: is not valid TOML: {error}") from error
 
 
+def read_manifest(path: Path, version: int, *, of: str, made_by: str, mend: str) -> Any:
+    """Returns what the JSON file that describes a folder holds.
+
+    Args:
+        path: the file.
+        version: of its format.
+        of: what the folder should be, for messages.
+        made_by: the command that makes one.
+        mend: what the user can do where the file is damaged, or another version's.
+
+    Raises:
+        UserError: it cannot be read or parsed, or has another format.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: is no {of} (no readable {path.name}); make one with `{made_by}`"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON; {mend}") from error
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != version:
+        raise UserError(f"{path}: has format {found!r}, this version reads {version}; {mend}")
+    return raw
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path` as UTF-8, whole or not at all."""
     with atomic_file(path) as temporary:

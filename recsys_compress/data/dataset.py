@@ -26,7 +26,7 @@ from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import CategoricalField, Schema
 from recsys_compress.data.split import SPLITS, Split
 from recsys_compress.errors import UserError, nearest
-from recsys_compress.files import sha256
+from recsys_compress.files import read_manifest, sha256
 from recsys_compress.settings import parse
 
 FORMAT_VERSION = 1
@@ -251,21 +251,13 @@ def damaged(path: Path, error: Exception) -> UserError:
 
 
 def _read_manifest(path: Path) -> Manifest:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: is no prepared dataset (no readable {path.name}); "
-            "make one with `recsys-compress prepare`"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON; prepare the dataset anew") from error
-    version = raw.get("format") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: has format {version!r}, this version reads {FORMAT_VERSION}; "
-            "prepare the dataset anew"
-        )
+    raw = read_manifest(
+        path,
+        FORMAT_VERSION,
+        of="prepared dataset",
+        made_by="recsys-compress prepare",
+        mend="prepare the dataset anew",
+    )
     return parse(Manifest, raw, where=str(path))
 
 

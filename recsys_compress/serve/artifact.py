@@ -12,7 +12,6 @@ README.md                the model card
 No file holds code, and none is unpickled: an artifact from anywhere can be loaded.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from recsys_compress.data.hashing import HASH_VERSION
 from recsys_compress.data.inputs import Inputs
 from recsys_compress.data.schema import Schema
 from recsys_compress.errors import UserError
-from recsys_compress.files import sha256
+from recsys_compress.files import read_manifest, sha256
 from recsys_compress.models.quantized import LayerType
 from recsys_compress.settings import STRICT, parse
 
@@ -101,20 +100,13 @@ def read_artifact(folder: Path, checksum: str | None = None) -> Artifact:
         UserError: it is no artifact of this version, or a file is missing, changed or not its own.
     """
     path = folder / MANIFEST
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{folder}: is no artifact (no readable {MANIFEST}); make one with "
-            "`recsys-compress export`"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON; export the model anew") from error
-    version = raw.get("format") if isinstance(raw, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: has format {version!r}, this version reads {FORMAT_VERSION}; export it anew"
-        )
+    raw = read_manifest(
+        path,
+        FORMAT_VERSION,
+        of="artifact",
+        made_by="recsys-compress export",
+        mend="export the model anew",
+    )
     artifact = parse(Artifact, raw, where=str(path))
     if artifact.hash_version != HASH_VERSION:
         raise UserError(
