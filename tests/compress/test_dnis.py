@@ -327,6 +327,21 @@ def test_without_a_budget_the_bytes_stay_what_they_were() -> None:
     assert method.kept != start.kept
 
 
+@pytest.mark.parametrize("budget", [None, 100_000])
+def test_from_scratch_dims_stay_as_they_were_fitted(budget: int | None) -> None:
+    before = make(soft())
+    start = DNIS().in_one_stage(adopting=False).fit(make_tables(), 100_000, FUSED)
+    method, values = start.adopt(make_tables(), trained(before), budget, FUSED)
+    assert method == start
+    assert len(method.phases()) == 1
+    after = make(method)
+    after.write([values], after.state_dict())
+    for table in make_tables():
+        old, new = before.vectors(table.name), after.vectors(table.name)
+        assert torch.equal(new[new != 0], old[new != 0])
+        assert new.any()
+
+
 def test_the_selection_by_hand() -> None:
     def worth(*dims: float) -> Tensor:
         return torch.tensor(dims)

@@ -67,6 +67,10 @@ class DNIS(Method):
         default=0.0,
         metadata={"help": "learning rate of the unrolled training step; 0 for first order"},
     )
+    fixed: bool = field(
+        default=False,
+        metadata={"help": "`kept` stays as it is, whatever dims of trained tables are worth"},
+    )
     soft: bool = field(
         default=False, metadata={"help": "the form that is searched, of all dims; set by phases"}
     )
@@ -104,9 +108,12 @@ class DNIS(Method):
             Phase(name="retrain", method=self),
         )
 
-    def in_one_stage(self, *, adopting: bool) -> "DNIS":  # noqa: ARG002
-        """Returns the form that is not searched: it keeps dims evenly, or as trained tables say."""
-        return replace(self, search_epochs=0)
+    def in_one_stage(self, *, adopting: bool) -> "DNIS":
+        """Returns the form that is not searched: it keeps dims evenly, or as trained tables say.
+
+        From scratch, ids without any dims learn nothing, however little theirs were worth.
+        """
+        return replace(self, search_epochs=0, fixed=not adopting)
 
     def blocks(self, table: EmbeddingBagConfig) -> list[int]:
         """Returns the ids of each block; the last has what rounding leaves.
@@ -162,10 +169,11 @@ class DNIS(Method):
         """Returns the method with the dims worth most for a byte, and their trained values.
 
         A dim of a block is worth the mean square of its column of the trained vectors, into which
-        alpha is multiplied already. Without a budget, as many bytes are used as `kept` does.
+        alpha is multiplied already. Without a budget, as many bytes are used as `kept` does; with
+        `fixed`, its dims.
         """
         method = self
-        if not self.soft:
+        if not self.soft and not (self.fixed and self.kept):
             if budget_bytes is None:
                 kept = [block for table in tables for block in self._kept(table)]
                 budget_bytes = sum(block.bytes(options) for block in kept)
