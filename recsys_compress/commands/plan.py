@@ -31,6 +31,10 @@ def plan(
         str | None, typer.Option(help="Methods that free tables may have, by comma.")
     ] = None,
     probe_epochs: Annotated[int, typer.Option(help="Passes over the data for each probe.")] = 1,
+    trial_epochs: Annotated[
+        int | None,
+        typer.Option(help="Most passes for each trial from scratch; the job's unless told."),
+    ] = None,
     world_size: Annotated[
         int | None, typer.Option(help="Processes that the tables are to fit, by their memory.")
     ] = None,
@@ -67,6 +71,7 @@ def plan(
             grade=grade or ("data" if reference is None else "reference"),
             reference=reference,
             probe_epochs=probe_epochs,
+            trial_epochs=trial_epochs,
             world_size=world_size,
             hbm=hbm,
             **given,

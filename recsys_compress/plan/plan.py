@@ -133,7 +133,6 @@ def summary(plan: Plan) -> dict[str, Any]:
                 "name": trial.way.name,
                 **_bytes(trial.way.sizes),
                 "loss_rise": trial.way.loss,
-                "epochs": trial.epochs,
                 "auc": trial.valid["auc"],
                 "logloss": trial.valid["logloss"],
             }

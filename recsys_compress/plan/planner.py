@@ -27,16 +27,7 @@ from recsys_compress.plan.ranks import Cluster, largest_that_fits
 from recsys_compress.plan.reference import read_reference, short_run
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
-from recsys_compress.plan.trials import (
-    Measure,
-    Round,
-    TakenOver,
-    Trial,
-    Way,
-    short_training,
-    tried,
-    winner,
-)
+from recsys_compress.plan.trials import Measure, TakenOver, Trial, Way, short_training
 from recsys_compress.train.build import logical_tables, lowered
 from recsys_compress.train.shard import process_group
 
@@ -46,7 +37,6 @@ Solved = tuple[int | None, list[Item], Choice]
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
 _TRIED = 4  # ways to store all tables that are tried out, the plan among them
-_FINALISTS = 2  # of them, which are trained as long as the job is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,7 @@ class Prepared:
         tables: the logical tables.
         worths: by table, the loss if all its ids had one vector.
         quality: what a rise of the logloss does to the AUC; None for the grade "data".
-        rounds: of trials on validation; none for the grade "data".
+        measure: tries a policy out on validation; None for the grade "data".
         menu: what the tables may become.
         full: exact bytes of full tables in fp32.
     """
@@ -71,7 +61,7 @@ class Prepared:
     tables: Sequence[EmbeddingBagConfig]
     worths: Mapping[str, float]
     quality: AucByLoss | None
-    rounds: Sequence[Round]
+    measure: Measure | None
     menu: Menu
     full: Sizes
 
@@ -113,7 +103,7 @@ def prepare(job: Job, request: Request) -> Prepared:
         tables=tables,
         worths={table.name: evidence.worth(table) for table in tables},
         quality=quality,
-        rounds=_rounds(job, tables, request),
+        measure=_measure(job, tables, request),
         menu=make_menu(
             job,
             tables,
@@ -152,7 +142,7 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         way = _way(common, PLAN, chosen(items, choice), cluster)
     trials = _tried(common, way, budget, cluster)
     if trials:
-        way = winner(trials, job.train.score)
+        way = max(trials, key=lambda trial: job.train.score(trial.valid)).way
     _check(
         way.sizes, [dish.candidate.sizes for dish in way.dishes.values()], request.purpose, budget
     )
@@ -203,10 +193,10 @@ def _tried(common: Prepared, way: Way, budget: int | None, cluster: Cluster | No
     What is predicted adds up over tables, and is least to be trusted where much is lost: there a
     policy of one method may do better, and is planned instead.
     """
-    if not common.rounds:
+    if common.measure is None:
         return []
     ways = [way, *itertools.islice(_rivals(common, way, budget, cluster), _TRIED - 1)]
-    return tried(ways, common.rounds, common.job.train.score)
+    return [Trial(way=each, valid=common.measure(each.policy)) for each in ways]
 
 
 def _rivals(
@@ -316,23 +306,18 @@ def _evidence(
     return evidence, quality, scales
 
 
-def _rounds(job: Job, tables: Sequence[EmbeddingBagConfig], request: Request) -> Sequence[Round]:
-    """Returns trials that begin as the plan is to begin.
+def _measure(job: Job, tables: Sequence[EmbeddingBagConfig], request: Request) -> Measure | None:
+    """Returns what tries a policy out as the plan is to begin.
 
-    Of short trainings the longest are to be trusted: what takes long to learn is behind at first.
+    From scratch that is a whole training, unless it is to be shorter: what takes long to learn is
+    behind at first.
     """
     if request.grade == "data" or request.reference is None:
-        return ()
+        return None
     if request.adopting:
-        return (Round(measure=TakenOver(request.reference), epochs=0, ways=_TRIED),)
-
-    def trained(epochs: int) -> Measure:
-        return lambda policy: short_training(job, tables, policy, epochs)
-
-    lengths = {request.probe_epochs: _TRIED}
-    if request.probe_epochs < job.train.epochs:
-        lengths[job.train.epochs] = _FINALISTS
-    return [Round(measure=trained(n), epochs=n, ways=ways) for n, ways in lengths.items()]
+        return TakenOver(request.reference)
+    epochs = request.trial_epochs or job.train.epochs
+    return lambda policy: short_training(job, tables, policy, epochs)
 
 
 def _solved(menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None) -> Solved:

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from recsys_compress.files import write_text
 from recsys_compress.plan.plan import Plan, rows, summary
-from recsys_compress.plan.trials import Trial
 from recsys_compress.track.plots import COLOURS, log_bytes, panels
 from recsys_compress.track.webpage import page, picture, table, terms
 
@@ -124,14 +123,9 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         facts.insert(-3, ("predicted AUC", shown))
     if plan.trials:
         how = "as the reference is taken over" if plan.request.adopting else "trained"
-        shown = ", ".join(f"{t.way.name} {t.valid['auc']:.4f}{_after(t)}" for t in plan.trials)
+        shown = ", ".join(f"{t.way.name} {t.valid['auc']:.4f}" for t in plan.trials)
         facts.insert(-3, (f"AUC on validation, {how}", f"{shown}; {plan.way.name} is planned"))
     return facts
-
-
-def _after(trial: Trial) -> str:
-    """Returns how long a way was trained before it was measured."""
-    return f" ({trial.epochs} epochs)" if trial.epochs else ""
 
 
 def _rise(loss: float, error: float) -> str:

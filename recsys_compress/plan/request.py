@@ -23,6 +23,8 @@ class Request:
         methods: that tables may have which no rule of the job names.
         probe_epochs: passes over the training split for each probe of the grade "probes", and for
             the short reference run.
+        trial_epochs: passes for each way to store all tables that is tried out from scratch; None
+            for the job's.
         world_size: processes that the fused tables are divided among; None to plan for bytes alone.
         hbm: memory of each process's GPU; None for what the job says.
     """
@@ -34,6 +36,7 @@ class Request:
     reference: Path | None = None
     methods: tuple[str, ...] = METHODS
     probe_epochs: int = 1
+    trial_epochs: int | None = None
     world_size: int | None = None
     hbm: str | None = None
 

@@ -54,56 +54,10 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A way with its figures on validation.
-
-    Attributes:
-        way: what was tried.
-        epochs: passes over the training split before, at most; 0 for a model taken over.
-        valid: the figures.
-    """
+    """A way with its figures on validation."""
 
     way: Way
-    epochs: int
     valid: Metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """Trials of the same length.
-
-    Attributes:
-        measure: tries a policy out.
-        epochs: see `Trial`.
-        ways: how many take part, the best of the round before.
-    """
-
-    measure: Measure
-    epochs: int
-    ways: int
-
-
-def tried(
-    ways: Sequence[Way], rounds: Sequence[Round], score: Callable[[Metrics], float]
-) -> list[Trial]:
-    """Returns the last trial of each way, in their order.
-
-    Args:
-        ways: the likeliest first.
-        rounds: in their order.
-        score: the greater, the better.
-    """
-    found: dict[int, Trial] = {}
-    for each in rounds:
-        for way in ways[: each.ways]:
-            valid = each.measure(way.policy)
-            found[id(way)] = Trial(way=way, epochs=each.epochs, valid=valid)
-        ways = sorted(ways[: each.ways], key=lambda way: -score(found[id(way)].valid))
-    return list(found.values())
-
-
-def winner(trials: Sequence[Trial], score: Callable[[Metrics], float]) -> Way:
-    """Returns the best way of those that were tried longest."""
-    return max(trials, key=lambda trial: (trial.epochs, score(trial.valid))).way
 
 
 class TakenOver:

@@ -8,19 +8,20 @@ import torch
 from safetensors.torch import load_file
 
 from recsys_compress.compress import Policy, StoragePlan, quantize
+from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
+from recsys_compress.compress.policy import make_rule
 from recsys_compress.config import Job, RuleConfig
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.prepare import prepare as prepare_data
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
-from recsys_compress.plan.candidates import Purpose, joined
+from recsys_compress.plan.candidates import Purpose, alone, joined
 from recsys_compress.plan.plan import Plan
 from recsys_compress.plan.planner import make_plan, plan_within, prepare
 from recsys_compress.plan.report import plain, write_page
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
-from recsys_compress.plan.trials import Round
 from recsys_compress.train.build import build, logical_tables
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.post import load_run
@@ -171,7 +172,7 @@ def test_a_policy_of_one_method_is_planned_where_it_measures_better(
     with process_group():
         common = prepare(job, request)
         sign = -1
-        common = dataclasses.replace(common, rounds=[Round(measure=measure, epochs=0, ways=4)])
+        common = dataclasses.replace(common, measure=measure)
         first = plan_within(common, request)
         tried.clear()
         sign = 1
@@ -230,30 +231,24 @@ def test_probes_scale_each_method(job: Job, reference: Path, plan: Plan) -> None
     after = make_plan(job, request_of(reference, budget="0.2x", grade="probes"))
     assert after.trials[0].way.loss != plan.trials[0].way.loss
     assert after.sizes.training <= (after.budget or 0)
-    assert {trial.epochs for trial in after.trials} == {job.train.epochs}
 
 
-def test_the_best_are_trained_as_long_as_the_job_says(job: Job, reference: Path) -> None:
-    more = (*FEW, "quotient_remainder")
+def test_trials_from_scratch_are_as_long_as_the_job_or_as_told(job: Job, reference: Path) -> None:
     longer = dataclasses.replace(job, train=dataclasses.replace(job.train, epochs=2))
-    request = request_of(reference, budget="0.3x", grade="probes", methods=more)
+    given = {"grade": "probes", "methods": ("full", "low_rank")}
     with process_group():
-        common = prepare(longer, request)
-        first, last = common.rounds
-        assert (first.epochs, first.ways, last.epochs, last.ways) == (1, 4, 2, 2)
-        aucs = {1: iter((0.6, 0.5, 0.7)), 2: iter((0.8, 0.9))}
-
-        def figures(epochs: int) -> Metrics:
-            return {"auc": next(aucs[epochs]), "logloss": 0.5}
-
-        rounds = [
-            dataclasses.replace(each, measure=lambda _, epochs=each.epochs: figures(epochs))
-            for each in common.rounds
-        ]
-        found = plan_within(dataclasses.replace(common, rounds=rounds), request)
-    shown = [(trial.epochs, trial.valid["auc"]) for trial in found.trials]
-    assert shown == [(2, 0.9), (1, 0.5), (2, 0.8)], "the last was ahead at first"
-    assert found.way.name == "plan"
+        short, whole = (
+            prepare(longer, request_of(reference, budget="1x", trial_epochs=epochs, **given))
+            for epochs in (1, None)
+        )
+        assert short.measure is not None
+        assert whole.measure is not None
+        policy = alone(Full(), make_rule("full", longer.embedding).options)
+        after = [short.measure(policy), whole.measure(policy)]
+    embedding = dataclasses.replace(longer.embedding, method="full", min_rows=0)
+    result = train(dataclasses.replace(longer, embedding=embedding))
+    assert after[0] != after[1]
+    assert after[1] == result.valid
 
 
 def test_a_page_needs_nothing_else(plan: Plan, tmp_path: Path) -> None:
