@@ -20,7 +20,7 @@ QUICK = Shape(
     features=4, rows=40_000, dim=8, batch=256, dense=2, warmup=1, steps=2, examples=10_000
 )
 # Processes per case. Where the system puts a process's tables makes look-ups up to twice as fast;
-# peaks of memory differ by what a busy machine makes wait.
+# peaks of memory rise where other work on the machine makes batches wait.
 REPEATS = {"embedding": 7, "step": 3, "reading": 3, "ranks": 3, "memory": 3}
 METHODS = (
     "hash",

@@ -30,10 +30,12 @@ def plan(
     methods: Annotated[
         str | None, typer.Option(help="Methods that free tables may have, by comma.")
     ] = None,
-    probe_epochs: Annotated[int, typer.Option(help="Passes over the data for each probe.")] = 1,
+    probe_epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the data for each probe.")
+    ] = 1,
     trial_epochs: Annotated[
         int | None,
-        typer.Option(help="Most passes for each trial from scratch; the job's unless told."),
+        typer.Option(min=1, help="Most passes for each trial from scratch; else the job's."),
     ] = None,
     world_size: Annotated[
         int | None, typer.Option(help="Processes that the tables are to fit, by their memory.")
