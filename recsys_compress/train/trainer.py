@@ -230,7 +230,7 @@ class Trainer:
         progress.phase_step = progress.step
         progress.best, progress.waited = None, 0
         del self.built, self.learner
-        gc.collect()  # the old tables, which hooks hold too: only two copies fit in little memory
+        gc.collect()  # hooks hold the old tables in a cycle; they must go before the new ones come
         self._enter(start.policy)
         start.write(self.built)
         if progress.phase + 1 == len(self.phases):  # what was found is in the last one's policy

@@ -126,8 +126,9 @@ def test_more_bytes_never_lose_more(job: Job, reference: Path) -> None:
     ]
     losses = [plan.trials[0].way.loss for plan in plans]  # before one method measured better
     assert losses[0] > losses[1] > losses[2]
-    more = [plan.more[1] for plan in plans if plan.more is not None]
-    assert all(after <= loss for after, loss in zip(more, losses, strict=True))
+    for plan, loss in zip(plans, losses, strict=True):
+        assert plan.more is not None
+        assert plan.more[1] <= loss
     assert all(loss - p.choice.bound < 1e-9 for p, loss in zip(plans, losses, strict=True))
     curve = [loss for _, loss in plans[1].curve]
     assert curve == sorted(curve, reverse=True)
@@ -229,6 +230,7 @@ def test_tables_may_share(job: Job, tmp_path: Path) -> None:
 
 def test_probes_scale_each_method(job: Job, reference: Path, plan: Plan) -> None:
     after = make_plan(job, request_of(reference, budget="0.2x", grade="probes"))
+    assert after.loss != plan.loss
     assert after.trials[0].way.loss != plan.trials[0].way.loss
     assert after.sizes.training <= (after.budget or 0)
 
