@@ -27,7 +27,7 @@ from recsys_compress.plan.ranks import Cluster, largest_that_fits
 from recsys_compress.plan.reference import read_reference, short_run
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
-from recsys_compress.plan.trials import Measure, TakenOver, Trial, Way, short_training
+from recsys_compress.plan.trials import Measure, TakenOver, Trial, Way, untracked_training
 from recsys_compress.train.build import logical_tables, lowered
 from recsys_compress.train.shard import process_group
 
@@ -317,7 +317,7 @@ def _measure(job: Job, tables: Sequence[EmbeddingBagConfig], request: Request) -
     if request.adopting:
         return TakenOver(request.reference)
     epochs = request.trial_epochs or job.train.epochs
-    return lambda policy: short_training(job, tables, policy, epochs)
+    return lambda policy: untracked_training(job, tables, policy, epochs)
 
 
 def _solved(menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None) -> Solved:

@@ -17,7 +17,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import alone, joined
 from recsys_compress.plan.curves import Evidence, Scales
 from recsys_compress.plan.menu import Dish, Item, make_menu
-from recsys_compress.plan.trials import short_training
+from recsys_compress.plan.trials import untracked_training
 
 SHARES = (0.2, 0.03)  # of the full tables' training bytes, for each method
 _LEAST = 1e-5  # nats; a rise below this is noise of training
@@ -46,7 +46,7 @@ def probe(
     by_loss = dataclasses.replace(job, train=dataclasses.replace(job.train, monitor="logloss"))
 
     def logloss(policy: Policy) -> float:
-        return float(short_training(by_loss, tables, policy, epochs)["logloss"])
+        return float(untracked_training(by_loss, tables, policy, epochs)["logloss"])
 
     ratios: dict[str, list[float]] = defaultdict(list)
     full: float | None = None

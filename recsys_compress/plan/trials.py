@@ -88,7 +88,7 @@ class TakenOver:
         return evaluate(built.model.module, batches, built.device).compute()
 
 
-def short_training(
+def untracked_training(
     job: Job, tables: Sequence[EmbeddingBagConfig], policy: Policy, epochs: int
 ) -> Metrics:
     """Returns the validation figures of a training that leaves no folder and is not tracked.
