@@ -1,7 +1,7 @@
 """From the kept figures of budget plans to their page and plot."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ INTRODUCTION = """# Budget plans
 Written by `python -m benchmarks.plan` from the figures in [plan.json](plan.json). For each seed one
 model of full tables is trained as in the [study](../../studies/movielens_1m/report.md). But for the
 last part, everything here is that model with its tables changed, and nothing is trained again. So
-plans and uniform policies, which store all tables in one way, start from the same and can be
-compared at any number of bytes."""
+plans and uniform policies, which store all tables in one way by one knob, start from the same and
+can be compared at any number of bytes."""
 SETS = {
     "movielens_1m": "MovieLens-1M",
     "frappe": """Frappe
@@ -40,7 +40,12 @@ budget, mean over seeds. All plans are of the grade "reference", which tries the
 policies out on validation and may plan one of them. Uniform policies are tried in
 sizes that fall by 7 %, so one may take some 7 % less than the budget, which is part of the
 difference where the loss is large. Empty cells are not measured yet."""
+BY_BLOCK = """`group_reduce` among the uniform policies is as published, with one factor between
+ranks and frequencies. By default its ranks are chosen block by block from the same evidence as
+plans, so that it is a plan of one method. By how much plans of all methods are above that:"""
 LEAST_GAIN, TIE = 0.001, 0.0001  # test AUC
+# Finds the best of the policies that a plan is compared with; None where there is none.
+Best = Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any] | None]
 POINTS = """## Predicted against measured
 
 On MovieLens-1M, one table at a time is stored in another way, and the validation logloss of the
@@ -64,7 +69,8 @@ def write(records: Sequence[Mapping[str, Any]], page: Path) -> None:
     """Writes the page and the plot beside it."""
     picture = page.with_name("plan.png")
     points = [row for record in records if record["what"] == "points" for row in record["rows"]]
-    parts = [INTRODUCTION, "## In short", SHORT, cells(records)]
+    parts = [INTRODUCTION, "## In short", SHORT, cells(records, best_uniform)]
+    parts += [BY_BLOCK, cells(records, best_by_block)]
     if points:
         draw(points, picture)
         shown = f"![predicted against measured rise of the logloss]({picture.name})"
@@ -105,15 +111,20 @@ def _of(records: Sequence[Mapping[str, Any]], what: str) -> list[Mapping[str, An
     return whole if what in ("training", "serving") else own
 
 
-def cells(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns by how much plans are better than the best uniform policies; empty: not measured."""
+def cells(records: Sequence[Mapping[str, Any]], best: Best) -> str:
+    """Returns by how much plans are better than the best of other policies.
+
+    Args:
+        records: of plans; what is not measured leaves an empty cell.
+        best: finds it among the rows of a budget.
+    """
     measured = [row["budget"] for r in records for row in r["rows"] if "rows" in row]
     budgets = sorted(set(measured), key=Fraction, reverse=True)
     rows = []
     for data, title in SETS.items():
         for purpose in ("training", "serving"):
             own = _of([record for record in records if record["data"] == data], purpose)
-            gains = {name: statistics.mean(found) for name, found in _gains(own).items()}
+            gains = {name: statistics.mean(found) for name, found in _gains(own, best).items()}
             if gains:
                 shown = [f"{gains[name]:+.5f}" if name in gains else "" for name in budgets]
                 good = sum(gain > -TIE for gain in gains.values())
@@ -127,12 +138,13 @@ def cells(records: Sequence[Mapping[str, Any]]) -> str:
     return table([*names, f"better by {LEAST_GAIN} or more"], rows)
 
 
-def _gains(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Returns by budget how much better plans are than the best uniform policies, by seed."""
+def _gains(records: Sequence[Mapping[str, Any]], best: Best) -> dict[str, list[float]]:
+    """Returns by budget how much better plans are than the best of others, by seed."""
     gains: dict[str, list[float]] = {}
     for row in [row for record in records for row in record["rows"]]:
-        if len(row.get("rows", ())) > 1:
-            gain = row["rows"][0]["test.auc"] - best_uniform(row["rows"])["test.auc"]
+        other = best(row.get("rows", ()))
+        if other is not None:
+            gain = row["rows"][0]["test.auc"] - other["test.auc"]
             gains.setdefault(row["budget"], []).append(gain)
     return gains
 
@@ -168,12 +180,12 @@ def comparison(records: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for number, first in enumerate(records[0]["rows"]):
         own = [record["rows"][number] for record in records]
-        found = [row for row in own if "rows" in row]
+        found = [row for row in own if best_uniform(row.get("rows", ())) is not None]
         if not found:
             rows.append([first["budget"], "", "", "out of reach"])
             continue
         plans = [row["rows"][0] for row in found]
-        best = [best_uniform(row["rows"]) for row in found]
+        best = [other for row in found if (other := best_uniform(row["rows"])) is not None]
         aucs = [plan["test.auc"] for plan in plans]
         others = [other["test.auc"] for other in best]
         lost = [row["full"]["test.auc"] - auc for row, auc in zip(found, aucs, strict=True)]
@@ -260,9 +272,18 @@ def training_bytes(row: Row) -> float:
     return (row.mean("bytes.tables") or 0.0) + (row.mean("bytes.optimizer") or 0.0)
 
 
-def best_uniform(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Returns the uniform policy that validation picks."""
-    return max(rows[1:], key=lambda row: float(row["valid.auc"]))
+def best_uniform(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the policy of one method and one knob that validation picks."""
+    return _best(row for row in rows[1:] if row["one_knob"])
+
+
+def best_by_block(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the policy of one method that validation picks, whose ranks differ by block."""
+    return _best(row for row in rows[1:] if not row["one_knob"])
+
+
+def _best(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return max(rows, key=lambda row: float(row["valid.auc"]), default=None)
 
 
 def choices(record: Mapping[str, Any]) -> str:

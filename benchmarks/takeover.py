@@ -29,6 +29,8 @@ SETTINGS = ("embedding.methods.dynamic_sparse.block=2", "train.threads=1")
 # Vectors as wide as the model was trained with, which narrower ones cannot replace.
 OWN_SETTINGS = {"frappe": ("embedding.methods.unified.probe_dim=40",)}
 TYPES: tuple[DataType, ...] = ("fp32", "int8", "int4")  # of uniform policies that are served
+# One knob for all tables, as published; beside it the form whose ranks evidence chooses by block.
+ONE_KNOB = {"group_reduce": {"weigh_by": "frequency"}}
 _FACTOR = 1.07  # between sizes of uniform policies
 
 
@@ -71,14 +73,17 @@ def plans(folder: Path, data: str, purpose: Purpose, done: int) -> Iterator[Mapp
                 "tables": [dish.candidate.label for dish in plan.dishes.values()],
                 **figures(model, plan.policy),
             }
-            others = [
-                (policy, {"policy": label, "bytes": size, **figures(model, policy, ("valid",))})
-                for policy, label, size in _uniform(common, within, purpose)
-            ]
-            if others:
-                policy, best = max(others, key=lambda pair: float(pair[1]["valid.auc"]))
-                best |= figures(model, policy, ("test",))
-            rows = [mine, *(row for _, row in others)]
+            rows = [mine]
+            for one_knob in (True, False):
+                others = [
+                    (policy, {"policy": label, "bytes": size, "one_knob": one_knob, **valid})
+                    for policy, label, size in _uniform(common, within, purpose, one_knob=one_knob)
+                    for valid in [figures(model, policy, ("valid",))]
+                ]
+                if others:
+                    policy, best = max(others, key=lambda pair: float(pair[1]["valid.auc"]))
+                    best |= figures(model, policy, ("test",))
+                rows += [row for _, row in others]
             yield {"budget": name, "budget_bytes": within, "full": full, "rows": rows}
 
 
@@ -124,11 +129,26 @@ def sizes(most: int) -> Iterator[int]:
         size /= _FACTOR
 
 
-def _uniform(common: Prepared, budget: int, purpose: Purpose) -> Iterator[tuple[Policy, str, int]]:
-    """Yields for each method and storage type the largest uniform policy within a budget."""
+def _uniform(
+    common: Prepared, budget: int, purpose: Purpose, *, one_knob: bool
+) -> Iterator[tuple[Policy, str, int]]:
+    """Yields for each method and storage type the largest policy of it alone within a budget.
+
+    Args:
+        common: what plans have in common.
+        budget: bytes.
+        purpose: which bytes count.
+        one_knob: whether methods have one knob for all tables; else those of `ONE_KNOB` as they
+            are by default.
+    """
     job, tables = common.job, common.tables
     embedding = dataclasses.replace(job.embedding, budget=None)
-    for name in METHODS:
+    if one_knob:
+        methods = {
+            name: {**embedding.methods.get(name, {}), **knobs} for name, knobs in ONE_KNOB.items()
+        }
+        embedding = dataclasses.replace(embedding, methods={**embedding.methods, **methods})
+    for name in [name for name in METHODS if one_knob or name in ONE_KNOB]:
         rule = make_rule(name, embedding)
         for storage in TYPES if purpose == "serving" else TYPES[:1]:
             options = dataclasses.replace(rule.options, storage=storage)

@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.curvature import Curvature
 from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.spectrum import Item
@@ -52,6 +53,8 @@ class Trained:
             was not measured.
         weights: from a logical table's name to (n,) how often each id is looked up in training;
             None where it is not known.
+        curvature: from a logical table's name to what changes of its vectors cost, which is
+            measured for all tables when the first is asked for; None where it cannot be.
     """
 
     vectors: Callable[[str], Tensor]
@@ -59,6 +62,7 @@ class Trained:
     layers: tuple[Item, ...] = ()
     losses: Callable[[str], Tensor] | None = None
     weights: Callable[[str], Tensor] | None = None
+    curvature: Callable[[str], Curvature] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from recsys_compress.compress.bags import is_single_valued
 from recsys_compress.compress.hashing import check_range, constant_tensor, per_value
 from recsys_compress.compress.lowering import Lookup, Lowering, PhysicalTable
+from recsys_compress.compress.merge import MAX_ROWS
 from recsys_compress.compress.slice_sums import PlacedSlices, ScaledSlices, Single
+from recsys_compress.errors import UserError
+
+LEAST_IDS = 16  # in the first block, of the most frequent ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,34 @@ class Slice:
         return vectors[self.first : self.first + self.ids, list(self.dims)]
 
 
+def frequency_blocks(
+    method: str, table: EmbeddingBagConfig, num_blocks: int, growth: float
+) -> list[int]:
+    """Returns the ids of each block of neighbours; the last has what rounding leaves.
+
+    Args:
+        method: its name, for messages.
+        table: whose ids are in the order of their frequency, as in prepared data.
+        num_blocks: most blocks; fewer where the first would have too few ids.
+        growth: how many times more ids a block has than the one before.
+
+    Raises:
+        UserError: the table's ids are hashes, whose order says nothing.
+    """
+    ids = int(table.num_embeddings)
+    if ids > MAX_ROWS:
+        raise UserError(
+            f"table {table.name!r}: has {ids:,} ids, which are hashes and not in the order of "
+            f"their frequency; {method!r} needs data prepared with --encoding vocabulary"
+        )
+    for count in range(num_blocks, 0, -1):
+        shares = [growth**number for number in range(count)]
+        sizes = [int(ids * share / sum(shares)) for share in shares]
+        if count == 1 or sizes[0] >= LEAST_IDS:
+            break
+    return [*sizes[:-1], ids - sum(sizes[:-1])]
+
+
 def placed(slices: Sequence[Slice]) -> Lowering:
     """Returns tables of the dims that are stored; the others are zero in a feature's vector."""
     # Physical tables of one width are merged: look-ups in their order need no sorting.
@@ -54,7 +86,7 @@ def placed(slices: Sequence[Slice]) -> Lowering:
     combine = None
     if targets != list(range(sum(widths.values()))):
         combine = PlacedSlices(targets, sum(widths.values()))
-    return _lowering(ordered, reads, combine, tuple(widths))
+    return sliced(ordered, reads, combine, tuple(widths))
 
 
 def scaled(tables: Sequence[EmbeddingBagConfig], blocks: Mapping[str, Sequence[int]]) -> Lowering:
@@ -98,7 +130,7 @@ def scaled(tables: Sequence[EmbeddingBagConfig], blocks: Mapping[str, Sequence[i
         count=sum(counts.values()),
         dim=tables[0].embedding_dim,
     )
-    return _lowering(slices, [*singles, *several], combine, features)
+    return sliced(slices, [*singles, *several], combine, features)
 
 
 def whole_or_blocks(
@@ -124,12 +156,20 @@ def _widths(slices: Sequence[Slice]) -> dict[str, int]:
     return {f: int(part.table.embedding_dim) for part in slices for f in part.table.feature_names}
 
 
-def _lowering(
+def sliced(
     slices: Sequence[Slice],
     reads: Sequence[tuple[Slice, str]],
     combine: nn.Module | None,
     features: Sequence[str],
 ) -> Lowering:
+    """Returns a table for each slice.
+
+    Args:
+        slices: with at least one dim each.
+        reads: the slice and the feature of each look-up.
+        combine: makes features of the look-ups, in their order; see `Lowering.combine`.
+        features: in the order in which they come out.
+    """
     return Lowering(
         tables=tuple(
             PhysicalTable(

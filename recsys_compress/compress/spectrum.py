@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_compress.compress.budget import out_of_reach
-from recsys_compress.compress.lowering import FP32_BYTES
+from recsys_compress.compress.lowering import FP32_BYTES, TableOptions
 from recsys_compress.compress.moments import Moments
 
 _CELLS = 10_000
@@ -102,6 +102,33 @@ class Item:
         )
 
 
+def rank_steps(
+    ids: int, dim: int, options: TableOptions, *, least: int = 1
+) -> list[tuple[int, int]]:
+    """Returns (rank, bytes) of codes with a decoder and a mean: the ranks worth having, rising.
+
+    A code of such a rank has no padding, and all takes fewer values than the rows in full, which
+    are the last step.
+
+    Args:
+        ids: number of the rows.
+        dim: D, their width.
+        options: how they are stored.
+        least: rank from which on; at 0 all that is left is the mean.
+    """
+    steps = [
+        (rank, ids * options.row_bytes(rank) + (rank + 1) * dim * FP32_BYTES)
+        for rank in range(least, dim)
+        if options.stored_dim(rank) == rank and saves(ids, dim, rank)
+    ]
+    return [*steps, (dim, ids * options.row_bytes(dim))]
+
+
+def saves(ids: int, dim: int, rank: int) -> bool:
+    """Whether codes of a rank, with a decoder and a mean, have fewer values than the rows."""
+    return rank * (ids + dim) + dim < ids * dim
+
+
 def layer_item(
     name: str,
     layer: nn.Linear,
@@ -129,13 +156,14 @@ def layer_item(
     return Item.of(name, steps, spectrum.lost_share() if lost is None else lost)
 
 
-def choose_ranks(items: Sequence[Item], budget_bytes: int) -> list[int]:
+def choose_ranks(name: str, items: Sequence[Item], budget_bytes: int) -> list[int]:
     """Chooses the ranks of all items together such that the sum of their losses is least.
 
     This is the multiple-choice knapsack problem, solved by dynamic programming over the bytes, in
     cells of at most 0.01 % of the budget (each size is rounded up, so it is never exceeded).
 
     Args:
+        name: of the method, for messages.
         items: what shares the budget.
         budget_bytes: for all of them.
 
@@ -147,7 +175,7 @@ def choose_ranks(items: Sequence[Item], budget_bytes: int) -> list[int]:
     """
     least, whole = (sum(item.sizes[end] for item in items) for end in (0, -1))
     if least > budget_bytes:
-        raise out_of_reach("low_rank", budget_bytes, least, whole)
+        raise out_of_reach(name, budget_bytes, least, whole)
     if whole <= budget_bytes:
         return [item.ranks[-1] for item in items]
     left = budget_bytes - least

@@ -10,12 +10,12 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress import StoragePlan, quantize
+from recsys_compress.compress.curvature import Curvature
 from recsys_compress.compress.method import Method, Trained, Values, method_name
 from recsys_compress.compress.reads import all_vectors
 from recsys_compress.compress.size import DATA_TYPE_BITS, DataType, is_integer
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Candidate, alone, lowered
-from recsys_compress.plan.curvature import Curvature
 from recsys_compress.plan.labels import LabelCounts
 
 Grade = Literal["data", "reference", "probes"]

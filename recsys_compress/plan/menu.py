@@ -26,7 +26,16 @@ from recsys_compress.plan.ranks import largest_that_fits
 from recsys_compress.plan.solver import Choice, Options
 
 # What free tables may have unless told otherwise; and what they may have when asked for.
-METHODS = ("full", "low_rank", "quotient_remainder", "hash", "dnis", "dynamic_sparse", "unified")
+METHODS = (
+    "full",
+    "low_rank",
+    "group_reduce",
+    "quotient_remainder",
+    "hash",
+    "dnis",
+    "dynamic_sparse",
+    "unified",
+)
 ALLOWED = (*METHODS, "double_hash", "mixed_dim")
 _GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # members of groups that are tried
 _STEP, _STEPS = 0.8, 20  # by which a method for all tables is made smaller until it fits

@@ -12,11 +12,11 @@ from recsys_compress.compress.method import Trained
 from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
-from recsys_compress.plan.curvature import measure
 from recsys_compress.plan.curves import ReferenceEvidence
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.track.progress import ProgressListener
 from recsys_compress.train.build import logical_tables
+from recsys_compress.train.curvature import measure
 from recsys_compress.train.handover import table_moments
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
@@ -44,13 +44,14 @@ def read_reference(
         check_tables(tables, logical_tables(own.schema, built.job.embedding.dim), folder)
         vectors = {table.name: built.embeddings.vectors(table.name) for table in tables}
         moments = {table.name: table_moments(built, dataset, table.name) for table in tables}
+        curvatures = measure(built, dataset)
         trained = Trained(
             vectors=vectors.__getitem__,
             moments=moments.__getitem__,
             weights=functools.cache(lambda name: torch.tensor(dataset.frequencies(name))),
+            curvature=curvatures.__getitem__,
         )
-        evidence = ReferenceEvidence(trained, measure(built, dataset))
-        return evidence, AucByLoss.of(built, own)
+        return ReferenceEvidence(trained, curvatures), AucByLoss.of(built, own)
 
 
 def short_run(job: Job, epochs: int) -> Path:

@@ -20,7 +20,7 @@ from recsys_compress.track.progress import ProgressListener
 from recsys_compress.train.build import build
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
-from recsys_compress.train.handover import hand_over
+from recsys_compress.train.handover import curvatures, hand_over
 from recsys_compress.train.post import load_run
 from recsys_compress.train.trainer import train
 
@@ -70,6 +70,7 @@ class TakenOver:
 
     def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
         self._before, self.dataset = load_run(folder, overrides)
+        self._curvature = curvatures(self._before, self.dataset)
 
     def __call__(self, policy: Policy, split: Split = "valid") -> Metrics:
         """Returns figures of the model with its tables under a policy, as they are served.
@@ -79,7 +80,7 @@ class TakenOver:
         """
         before = self._before
         tables = before.embeddings.embedding_bag_configs()
-        start = hand_over(before, self.dataset, tables, policy)
+        start = hand_over(before, self.dataset, tables, policy, curvature=self._curvature)
         built = build(before.job, self.dataset.schema, start.policy)
         start.write(built)
         served = StoragePlan.planned(built.embeddings)

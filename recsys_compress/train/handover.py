@@ -1,13 +1,14 @@
 """From one trained model to the next: another way to store its tables, the rest as it was."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.compress.curvature import Curvature
 from recsys_compress.compress.method import Trained, Values
 from recsys_compress.compress.moments import Moments
 from recsys_compress.compress.policy import Policy
@@ -16,6 +17,7 @@ from recsys_compress.compress.tensors import below
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.ranks import Ranks
 from recsys_compress.train.build import EMBEDDINGS, Built
+from recsys_compress.train.curvature import measure
 from recsys_compress.train.shard import write
 
 
@@ -55,6 +57,7 @@ def hand_over(
     policy: Policy,
     layers: Sequence[Item] = (),
     losses: Mapping[str, Tensor] | None = None,
+    curvature: Callable[[str], Curvature] | None = None,
 ) -> Start:
     """Returns what a model with tables under another policy begins with.
 
@@ -65,6 +68,7 @@ def hand_over(
         policy: its methods adopt the trained tables.
         layers: that a method may factorize.
         losses: by table, as for `Trained.losses`.
+        curvature: by table, where it is measured already.
 
     Raises:
         UserError: a method cannot take over what another has trained.
@@ -81,6 +85,7 @@ def hand_over(
             layers=tuple(layers),
             losses=None if losses is None else losses.__getitem__,
             weights=lambda name: torch.tensor(dataset.frequencies(name)),
+            curvature=curvature or curvatures(built, dataset),
         ),
     )
     return Start(
@@ -89,6 +94,12 @@ def hand_over(
         model=built.dense_weights(),
         layers={name: rank for given in values for name, rank in given.layers.items()},
     )
+
+
+def curvatures(built: Built, dataset: PreparedDataset) -> Callable[[str], Curvature]:
+    """Returns the curvature by table, measured for all of them when the first is asked for."""
+    measured = functools.cache(lambda: measure(built, dataset))
+    return lambda name: measured()[name]
 
 
 def table_moments(built: Built, dataset: PreparedDataset, table: str) -> Moments:

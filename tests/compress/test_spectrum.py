@@ -86,15 +86,15 @@ FLAT = make("flat", (1, 10, 0.9), (2, 20, 0.6), (3, 30, 0.3))
     [(20, [1, 1]), (29, [1, 1]), (30, [2, 1]), (40, [2, 2]), (50, [2, 3]), (60, [3, 3])],
 )
 def test_bytes_go_where_they_save_most(budget: int, ranks: list[int]) -> None:
-    assert choose_ranks([STEEP, FLAT], budget) == ranks
-    assert choose_ranks([FLAT, STEEP], budget) == ranks[::-1]
+    assert choose_ranks("low_rank", [STEEP, FLAT], budget) == ranks
+    assert choose_ranks("low_rank", [FLAT, STEEP], budget) == ranks[::-1]
 
 
 def test_one_large_raise_may_beat_several_small_ones() -> None:
     # By loss per byte `small` would come first, and leave no room for `large`.
     small = make("small", (1, 10, 0.5), (2, 20, 0.3))
     large = make("large", (1, 10, 0.5), (2, 40, 0.0))
-    assert choose_ranks([small, large], 50) == [1, 2]
+    assert choose_ranks("low_rank", [small, large], 50) == [1, 2]
 
 
 @st.composite
@@ -120,9 +120,9 @@ def test_no_other_choice_within_the_budget_loses_less(items: list[Item], budget:
     within = [loss for size, loss in every if size <= budget]
     if not within:
         with pytest.raises(UserError, match="out of reach for 'low_rank'"):
-            choose_ranks(items, budget)
+            choose_ranks("low_rank", items, budget)
         return
-    size, loss = totals(tuple(rank - 1 for rank in choose_ranks(items, budget)))
+    size, loss = totals(tuple(rank - 1 for rank in choose_ranks("low_rank", items, budget)))
     assert size <= budget
     assert loss == pytest.approx(min(within))
 
@@ -136,11 +136,11 @@ def test_budgets_of_many_bytes_are_met_closely() -> None:
     whole = sum(item.sizes[-1] for item in items)
     for share in (0.1, 0.3, 0.6, 0.9, 0.999):
         budget = int(share * whole)
-        ranks = choose_ranks(items, budget)
+        ranks = choose_ranks("low_rank", items, budget)
         used = sum(i.sizes[i.ranks.index(rank)] for i, rank in zip(items, ranks, strict=True))
         assert 0.96 * budget <= used <= budget
-    assert choose_ranks(items, whole) == [32, 64, 128]
+    assert choose_ranks("low_rank", items, whole) == [32, 64, 128]
 
 
 def test_no_items_need_no_bytes() -> None:
-    assert choose_ranks([], 0) == []
+    assert choose_ranks("low_rank", [], 0) == []

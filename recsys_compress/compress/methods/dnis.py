@@ -13,14 +13,17 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.alpha import AlphaSearch
 from recsys_compress.compress.lowering import Lowering, TableOptions
-from recsys_compress.compress.merge import MAX_ROWS
 from recsys_compress.compress.method import Kept, Method, Phase, Trained, Values, register
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.selection import Block, Scores, select
-from recsys_compress.compress.slices import Slice, placed, scaled, whole_or_blocks
+from recsys_compress.compress.slices import (
+    Slice,
+    frequency_blocks,
+    placed,
+    scaled,
+    whole_or_blocks,
+)
 from recsys_compress.errors import UserError
-
-LEAST_IDS = 16  # in the first block, of the most frequent ids
 
 
 @register("dnis")
@@ -116,24 +119,8 @@ class DNIS(Method):
         return replace(self, search_epochs=0, fixed=not adopting)
 
     def blocks(self, table: EmbeddingBagConfig) -> list[int]:
-        """Returns the ids of each block; the last has what rounding leaves.
-
-        Raises:
-            UserError: the table's ids are hashes, whose order says nothing.
-        """
-        ids = int(table.num_embeddings)
-        if ids > MAX_ROWS:
-            raise UserError(
-                f"table {table.name!r}: has {ids:,} ids, which are hashes and not in the order of "
-                "their frequency; 'dnis' needs data prepared with --encoding vocabulary"
-            )
-        count = self.num_blocks
-        while True:
-            shares = [self.growth**number for number in range(count)]
-            sizes = [int(ids * share / sum(shares)) for share in shares]
-            if count == 1 or sizes[0] >= LEAST_IDS:
-                return [*sizes[:-1], ids - sum(sizes[:-1])]
-            count -= 1
+        """Returns the ids of each block; see `frequency_blocks`."""
+        return frequency_blocks("dnis", table, self.num_blocks, self.growth)
 
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
         """Returns a table and a look-up for each block that keeps any dims."""

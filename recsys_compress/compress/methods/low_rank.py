@@ -14,9 +14,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.budget import CLOSE, out_of_reach, unreachable
 from recsys_compress.compress.combine import projected
-from recsys_compress.compress.lowering import FP32_BYTES, Lowering, TableOptions
+from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.method import Method, Trained, Values, register
-from recsys_compress.compress.spectrum import Item, Spectrum, choose_ranks
+from recsys_compress.compress.spectrum import Item, Spectrum, choose_ranks, rank_steps, saves
 from recsys_compress.errors import UserError, nearest
 
 
@@ -65,7 +65,7 @@ class LowRank(Method):
                     f"embedding.methods.low_rank.rank: {rank} for {table.name!r} must lie in "
                     f"[1, {dim}]"
                 )
-            ranks[table.name] = rank if _saves(table, rank) else dim
+            ranks[table.name] = rank if saves(int(table.num_embeddings), dim, rank) else dim
         return ranks
 
     def lower(self, tables: Sequence[EmbeddingBagConfig]) -> Lowering:
@@ -120,7 +120,7 @@ class LowRank(Method):
         if self.rank is None and budget_bytes is not None:
             lost = trained.losses or _share_of_variance(spectra)
             items = [Item.of(t.name, _steps(t, options), lost(t.name)) for t in tables]
-            ranks = choose_ranks([*items, *trained.layers], budget_bytes)
+            ranks = choose_ranks("low_rank", [*items, *trained.layers], budget_bytes)
             method = replace(self, rank=dict(zip(spectra, ranks, strict=False)))
             layers = {
                 layer.name: rank
@@ -156,20 +156,8 @@ def _mimic(lowering: Lowering, trained: Trained, spectra: Mapping[str, Spectrum]
     return Values(tables=codes, combine={name: torch.stack(v) for name, v in combine.items()})
 
 
-def _saves(table: EmbeddingBagConfig, rank: int) -> bool:
-    ids, dim = int(table.num_embeddings), int(table.embedding_dim)
-    return rank * (ids + dim) + dim < ids * dim
-
-
 def _steps(table: EmbeddingBagConfig, options: TableOptions) -> list[tuple[int, int]]:
-    """Returns (rank, bytes) of the ranks worth having: no padding in a code, smaller than full."""
-    ids, dim = int(table.num_embeddings), int(table.embedding_dim)
-    steps = [
-        (rank, ids * options.row_bytes(rank) + (rank + 1) * dim * FP32_BYTES)
-        for rank in range(1, dim)
-        if options.stored_dim(rank) == rank and _saves(table, rank)
-    ]
-    return [*steps, (dim, ids * options.row_bytes(dim))]
+    return rank_steps(int(table.num_embeddings), int(table.embedding_dim), options)
 
 
 def _worth(ranks: Mapping[str, int], used: int, floor: float) -> tuple[float, int, int]:

@@ -1,4 +1,4 @@
-"""How much the logloss of a trained model rises where the vectors of its tables change."""
+"""Measures how much a trained model's logloss rises where the vectors of its tables change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
+from recsys_compress.compress.curvature import Curvature
 from recsys_compress.data.batch import Batch
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
@@ -16,33 +17,6 @@ from recsys_compress.train.build import Built
 MOST_ROWS = 2_000_000  # of the training split on which it is measured
 _FOLDS = 4
 _PRIOR = 8.0  # occurrences for which the table's mean counts beside an id's own figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curvature:
-    """The second order of the logloss in the vectors of one table.
-
-    With the Gauss-Newton matrix for the Hessian, changes d_r of the rows r raise the mean logloss
-    by 1/2 sum_r a_r d_r^T M d_r. M (D x D) is the mean of p (1 - p) g g^T over examples, for the
-    predicted probability p and the logit's gradient g by the vector; a_r is the share in its trace
-    of the examples that read r: how often it is read times its own mean curvature. That all rows
-    have M up to a factor is an assumption; so is that tables do not act on each other.
-
-    Attributes:
-        weights: (n,) float64, a_r.
-        matrices: (folds, D, D) float64, M on parts of the data.
-    """
-
-    weights: Tensor
-    matrices: Tensor
-
-    def rise(self, change: Tensor) -> tuple[float, float]:
-        """Returns the rise of the mean logloss, and its standard error, for (n, D) changes."""
-        change = change.double()
-        spread = change.t() @ (self.weights.unsqueeze(1) * change)
-        rises = (self.matrices * spread).sum(dim=(1, 2)) / 2
-        error = rises.std(correction=min(1, len(rises) - 1)) / len(rises) ** 0.5
-        return float(rises.mean()), float(error)
 
 
 @dataclass(kw_only=True)
