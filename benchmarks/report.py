@@ -25,6 +25,7 @@ LABELS = {
     "unified": "ours, unified, 2 probes, at 1/10",
     "mixed_dim": "ours, mixed_dim at 1/4",
     "low_rank": "ours, low_rank at 1/4",
+    "group_reduce": "ours, group_reduce at 1/10",
     "dynamic_sparse": "ours, dynamic_sparse at 1/10",
     "dnis": "ours, dnis at 1/10, after the search",
     "dnis search": "ours, dnis while it searches",

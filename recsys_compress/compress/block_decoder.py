@@ -2,18 +2,20 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.bags import Bags, select
 from recsys_compress.compress.hashing import along_keys, constant_tensor
-from recsys_compress.compress.slice_sums import PlacedSlices
 
 _NEVER = 2**62  # no id is as great
+_BAGS = 512  # whose codes and vectors stay in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,30 +83,30 @@ class BlockDecoder(nn.Module):
                 of_means.append(mean)
                 row, mean = row + block.rank, mean + 1
             owned |= dict.fromkeys(table.feature_names, (of_codes, of_means))
-        features = list(owned)
-        self._count = len(features)
+        self._count = len(owned)
         self._levels = max(len(own) for own in blocks.values())
         self._rank = max(sum(len(rows) for rows in codes.values()) for codes, _ in owned.values())
-        # A feature's codes stand side by side, in the order of its blocks.
-        places = {}
-        rows_of: list[list[int]] = []
-        for position, feature in enumerate(features):
-            codes, means = owned[feature]
+        # A feature's codes stand side by side, in the order of its blocks, filled up to one number
+        # with any column: what decodes it there is zero.
+        places: dict[tuple[str, int], int] = {}
+        rows_of: list[int] = []
+        for position, (feature, (codes, means)) in enumerate(owned.items()):
             starts = itertools.accumulate((len(c) for c in codes.values()), initial=0)
             for number, start in zip(codes, starts, strict=False):
                 places[feature, number] = position * self._rank + start
             own = [r for code in codes.values() for r in code]
-            rows_of.append(
-                own
-                + [zero] * (self._rank - len(own))
-                + means
-                + [zero] * (self._levels - len(means))
-            )
-        widths = {(f, n): len(rows) for f, (codes, _) in owned.items() for n, rows in codes.items()}
-        targets = [places[read] + k for read in reads for k in range(widths[read])]
-        self._rows = tuple(row for own in rows_of for row in own)
-        width = self._count * self._rank
-        self._place = None if targets == list(range(width)) else PlacedSlices(targets, width)
+            rows_of += own + [zero] * (self._rank - len(own))
+            rows_of += means + [zero] * (self._levels - len(means))
+        self._rows = tuple(rows_of)
+        self._back = tuple(
+            places[feature, number] + k
+            for feature, number in reads
+            for k in range(len(owned[feature][0][number]))
+        )
+        columns = [0] * (self._count * self._rank)
+        for source, place in enumerate(self._back):
+            columns[place] = source
+        self._columns = tuple(columns)
         # (most blocks - 1, F) first id of each feature's second, third, ... block
         ends = [
             list(itertools.accumulate(block.ids for block in blocks[table.name]))[:-1]
@@ -115,10 +117,10 @@ class BlockDecoder(nn.Module):
 
     def forward(self, vectors: Tensor, bags: Bags) -> Tensor:
         """Returns the features' vectors; see `Lowering.combine`."""
-        codes = vectors if self._place is None else self._place(vectors, bags)
-        inputs = torch.cat([codes.view(-1, self._count, self._rank), self._weights(bags)], dim=2)
-        output = torch.einsum("bfr,frd->bfd", inputs, self._decoder())
-        return output.flatten(1)
+        output: Tensor = _Decode.apply(  # type: ignore[no-untyped-call]
+            vectors, self._weights(bags), self._decoder(), self._columns, self._back
+        )
+        return output
 
     def _decoder(self) -> Tensor:
         """Returns (F, R + blocks, D), what decodes each feature's codes and weights of blocks."""
@@ -131,18 +133,84 @@ class BlockDecoder(nn.Module):
         return found.view(self._count, self._rank + self._levels, -1)
 
     def _weights(self, bags: Bags) -> Tensor:
-        """Returns (B, F, blocks), the weight of each bag's ids in each block."""
+        """Returns (F, B, blocks), the weight of each bag's ids in each block."""
         features = select(bags.features, list(bags.names))
         values, lengths = features.values(), features.lengths()
         block = torch.zeros_like(values)
         for starts in self._starts:
             ids, first = along_keys(values, starts, features.length_per_key())
             block += (ids >= first).view(-1)
-        weights = features.weights() if bags.is_weighted else None
-        own = torch.arange(len(lengths), device=values.device)
-        bag = own.repeat_interleave(lengths, output_size=len(values))
+        bag = torch.arange(len(lengths), device=values.device)
+        if len(values) != len(lengths) or not bool((lengths == 1).all()):
+            bag = bag.repeat_interleave(lengths, output_size=len(values))
         totals = self.means.new_zeros(len(lengths) * self._levels)
-        if weights is None:
-            weights = totals.new_ones(1).expand(len(values))
-        totals.index_add_(0, bag * self._levels + block, weights.to(totals.dtype))
-        return totals.view(self._count, -1, self._levels).transpose(0, 1)
+        weights = totals.new_ones(1).expand(len(values))
+        if bags.is_weighted:
+            weights = features.weights().to(totals.dtype)
+        totals.index_add_(0, bag * self._levels + block, weights)
+        return totals.view(self._count, -1, self._levels)
+
+
+class _Decode(torch.autograd.Function):
+    """Multiplies codes and weights by decoders, some bags at a time: little leaves the cache.
+
+    Takes (B, C) codes in the order of the look-ups, (F, B, blocks) weights, (F, R + blocks, D)
+    decoders, the (F x R) columns that make each feature's codes, and for each of the C where it
+    went.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        vectors: Tensor,
+        weights: Tensor,
+        decoder: Tensor,
+        columns: tuple[int, ...],
+        back: tuple[int, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(vectors, weights, decoder)
+        ctx.columns, ctx.back = columns, back
+        output = vectors.new_empty(len(vectors), len(decoder), decoder.shape[2])
+        for inputs, out in _inputs(vectors, weights, columns, output):
+            out.copy_(torch.bmm(inputs, decoder).transpose(0, 1))
+        return output.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        vectors, weights, decoder = ctx.saved_tensors
+        moved, learned = torch.empty_like(vectors), torch.zeros_like(decoder)
+        back = constant_tensor(ctx.back, vectors.device)
+        codes = decoder[:, : decoder.shape[1] - weights.shape[2]].transpose(1, 2).contiguous()
+        given = gradient.view(len(vectors), len(decoder), -1)
+        step = _step(vectors)
+        for (inputs, own), to in zip(
+            _inputs(vectors, weights, ctx.columns, given), torch.split(moved, step), strict=True
+        ):
+            part = own.transpose(0, 1).contiguous()
+            learned.baddbmm_(inputs.transpose(1, 2), part)
+            by_feature = torch.bmm(part, codes).transpose(0, 1).flatten(1)
+            torch.index_select(by_feature, 1, back, out=to)
+        return moved, None, learned, None, None
+
+
+def _inputs(
+    vectors: Tensor, weights: Tensor, columns: tuple[int, ...], others: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (F, b, R + blocks) codes and weights of some bags, and the same rows of `others`."""
+    chosen = constant_tensor(columns, vectors.device)
+    step, (count, bags, levels) = _step(vectors), weights.shape
+    rank = len(columns) // count
+    room = vectors.new_empty(count, min(step, bags), rank + levels)
+    parts = (torch.split(vectors, step), torch.split(weights, step, dim=1))
+    for own, weight, other in zip(*parts, torch.split(others, step), strict=True):
+        inputs = room[:, : len(own)]
+        codes = own.index_select(1, chosen).view(len(own), count, rank)
+        inputs[:, :, :rank].copy_(codes.transpose(0, 1))
+        inputs[:, :, rank:].copy_(weight)
+        yield inputs, other
+
+
+def _step(vectors: Tensor) -> int:
+    """Returns how many bags are decoded at a time; other devices have no such caches."""
+    return _BAGS if vectors.device.type == "cpu" else max(len(vectors), 1)
