@@ -74,9 +74,14 @@ class Candidate:
     dim: int
 
     @property
+    def name(self) -> str:
+        """The method's name."""
+        return method_name(self.method)
+
+    @property
     def label(self) -> str:
         """The method and what it is set to, in a few words."""
-        return f"{method_name(self.method)} {self.rows:,} x {self.dim} {self.options.storage}"
+        return f"{self.name} {self.rows:,} x {self.dim} {self.options.storage}"
 
     def stored_as(self, storage: DataType, sizes: Sizes) -> "Candidate":
         """Returns the candidate in another storage type."""

@@ -100,6 +100,21 @@ class Menu:
             found.append([*rest, group])
         return found
 
+    def without(self, method: str) -> "Menu | None":
+        """Returns the menu without a method; None if a table could become nothing then."""
+        items, groups = (
+            [
+                dataclasses.replace(item, dishes=kept)
+                for item in given
+                for kept in [tuple(d for d in item.dishes if d.candidate.name != method)]
+                if kept
+            ]
+            for given in (self.items, self.groups)
+        )
+        if len(items) < len(self.items):
+            return None
+        return dataclasses.replace(self, items=tuple(items), groups=tuple(groups))
+
     def best(
         self, solve: Callable[[list[Options]], Choice | None], value: Callable[[Choice], float]
     ) -> tuple[list[Item], Choice] | None:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from recsys_compress.compress.method import method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.compress.policy import Policy, make_rule
@@ -36,7 +35,8 @@ Solved = tuple[int | None, list[Item], Choice]
 
 _CURVE_POINTS = 100
 _MORE = 1.1  # of the budget, for what a little more would buy
-_TRIED = 4  # ways to store all tables that are tried out, the plan among them
+_UNCOMPRESSED = "full"
+_TRIED = 4  # ways to store all tables that are tried out, but for plans without one method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +188,17 @@ def _way(
 
 
 def _tried(common: Prepared, way: Way, budget: int | None, cluster: Cluster | None) -> list[Trial]:
-    """Returns the plan, and the likeliest policies of one method within its budget, measured.
+    """Returns the plan, and others that are likely within its budget, measured.
 
-    What is predicted adds up over tables, and is least to be trusted where much is lost: there a
-    policy of one method may do better, and is planned instead.
+    What is predicted adds up over tables, and is least to be trusted where much is lost, for some
+    methods less than for others. So a policy of one method may do better, or a plan that does
+    without one, and is planned instead. The latter are left out where a trial is a whole training.
     """
     if common.measure is None:
         return []
     ways = [way, *itertools.islice(_rivals(common, way, budget, cluster), _TRIED - 1)]
+    if common.request.adopting:
+        ways += _without(common, way, budget, cluster)
     return [Trial(way=each, valid=common.measure(each.policy)) for each in ways]
 
 
@@ -216,10 +219,23 @@ def _rivals(
     ]
     for dish in sorted(found, key=lambda dish: dish.estimate.loss):
         candidate = dish.candidate
-        label = f"{method_name(candidate.method)} {candidate.options.storage}"
+        label = f"{candidate.name} {candidate.options.storage}"
         # Processes may not be able to hold it.
         with contextlib.suppress(UserError):
             yield _way(common, label, {**held, free: dish}, cluster)
+
+
+def _without(
+    common: Prepared, way: Way, budget: int | None, cluster: Cluster | None
+) -> Iterator[Way]:
+    """Yields the plans that do without one of the plan's methods."""
+    used = {dish.candidate.name for dish in way.dishes.values()}
+    for name in sorted(used - {_UNCOMPRESSED}):
+        menu = common.menu.without(name)
+        found = None if menu is None or budget is None else _best(menu, budget)
+        if found is not None:
+            with contextlib.suppress(UserError):  # processes may not be able to hold it
+                yield _way(common, f"{PLAN} without {name}", chosen(*found), cluster)
 
 
 def _smaller(common: Prepared, cluster: Cluster, solved: Solved, error: UserError) -> Solved:
@@ -279,7 +295,7 @@ def _best(menu: Menu, budget: int) -> tuple[list[Item], Choice] | None:
 
 def _differ(job: Job, dishes: Iterable[Dish]) -> bool:
     """Whether a method has another form where it begins with trained tables."""
-    names = {method_name(dish.candidate.method) for dish in dishes}
+    names = {dish.candidate.name for dish in dishes}
     methods = [make_rule(name, job.embedding).method for name in names]
     return any(m.in_one_stage(adopting=True) != m.in_one_stage(adopting=False) for m in methods)
 

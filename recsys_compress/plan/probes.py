@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress import Policy
-from recsys_compress.compress.method import method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.policy import make_rule
 from recsys_compress.config import Job
@@ -85,7 +84,7 @@ def uniform(items: Sequence[Item], name: str, share: float) -> list[Dish]:
     """
     found = []
     for item in items:
-        own = [dish for dish in item.dishes if method_name(dish.candidate.method) == name]
+        own = [dish for dish in item.dishes if dish.candidate.name == name]
         most = item.dishes[-1]
         target = math.log(share * most.candidate.sizes.training)
 

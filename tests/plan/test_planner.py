@@ -165,27 +165,38 @@ def test_a_policy_of_one_method_is_planned_where_it_measures_better(
 ) -> None:
     request = request_of(reference, purpose=purpose, budget="0.1x")
     tried: list[Policy] = []
+    best = 0  # of those tried
 
     def measure(policy: Policy) -> Metrics:
         tried.append(policy)
-        return {"auc": 0.5 + len(tried) * sign / 100, "logloss": 0.5}
+        return {"auc": 0.9 - abs(len(tried) - 1 - best) / 100, "logloss": 0.5}
 
     with process_group():
-        common = prepare(job, request)
-        sign = -1
-        common = dataclasses.replace(common, measure=measure)
+        common = dataclasses.replace(prepare(job, request), measure=measure)
         first = plan_within(common, request)
+        names = [trial.way.name for trial in first.trials]
+        whole = [name for name in names if name != "plan" and "without" not in name]
         tried.clear()
-        sign = 1
+        best = len(whole)
         last = plan_within(common, request)
+        tried.clear()
+        best = len(names) - 1
+        less = plan_within(common, request)
     assert first.way.name == "plan"
-    assert [trial.way.name for trial in first.trials] == [t.way.name for t in last.trials]
-    assert 1 < len(last.trials) <= 4
+    assert names == [trial.way.name for trial in last.trials]
+    assert names[: 1 + len(whole)] == ["plan", *whole]
+    assert 1 <= len(whole) <= 3
+    losses = [trial.way.loss for trial in last.trials[: 1 + len(whole)]]
+    assert losses == sorted(losses)
     for trial in last.trials:
         assert 0.8 * (last.budget or 0) < trial.way.sizes.of(purpose) <= (last.budget or 0)
-    losses = [trial.way.loss for trial in last.trials]
-    assert losses == sorted(losses)
-    assert last.way is last.trials[-1].way
+    used = {row["method"] for row in first.file.tables} - {"full"}
+    rest = set(names[1 + len(whole) :])  # without some, nothing may fit
+    assert rest
+    assert rest <= {f"plan without {method}" for method in used}
+    assert less.way.name == names[-1]
+    assert names[-1].split()[-1] not in {row["method"] for row in less.file.tables}
+    assert last.way is last.trials[len(whole)].way
     methods = {row["method"] for row in last.file.tables}
     assert len(methods - {"full"}) <= 1, "small tables stay full"
     assert last.choice.gap > first.choice.gap
