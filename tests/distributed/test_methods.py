@@ -24,6 +24,7 @@ SEARCHES = {
     "second order": [*DNIS, "embedding.methods.dnis.inner_lr=0.05"],
     "by dense Adam": [*DNIS, "embedding.optimizer=adam", "embedding.learning_rate=0.01"],
 }
+TAKERS = ("low_rank", "group_reduce")  # of a trained model
 Found = list[dict[str, Any]]
 
 
@@ -31,7 +32,7 @@ Found = list[dict[str, Any]]
 def found(
     synthetic_dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Found, Found]:
-    """Searches and a compression in one process, and in two that get the same rows."""
+    """Searches and compressions in one process, and in two that get the same rows."""
     folder = tmp_path_factory.mktemp("methods")
     job = make_job(synthetic_dataset, folder / "runs", "full", batch_size=1000)
     (folder / "job.toml").write_text(dump_job(job), encoding="utf-8")
@@ -41,9 +42,9 @@ def found(
         {**common, "settings": [*always, *settings]} for settings in [[], *SEARCHES.values()]
     ]
     one = run(TASKS, 1, tasks=tasks)[0]
-    low_rank = {"do": "compress", "run": one[0]["folder"], "method": "low_rank"}
-    tasks.append({**low_rank, "settings": ["train.epochs=0"]})
-    one += run(TASKS, 1, tasks=tasks[-1:])[0]
+    taken = {"do": "compress", "run": one[0]["folder"], "settings": ["train.epochs=0"]}
+    tasks += [{**taken, "method": method} for method in TAKERS]
+    one += run(TASKS, 1, tasks=tasks[-len(TAKERS) :])[0]
     return one, run(TASKS, 2, tasks=tasks)[0]
 
 
@@ -58,8 +59,9 @@ def test_a_search_finds_the_same(search: str, found: tuple[Found, Found]) -> Non
         assert after["logloss"] == pytest.approx(before["logloss"], abs=most)
 
 
-def test_statistics_of_outputs_are_those_of_all_processes(found: tuple[Found, Found]) -> None:
-    one, two = (part[-1] for part in found)
+@pytest.mark.parametrize("method", TAKERS)
+def test_what_is_measured_is_that_of_all_processes(method: str, found: tuple[Found, Found]) -> None:
+    one, two = (part[1 + len(SEARCHES) + TAKERS.index(method)] for part in found)
     assert two["ranks"] == one["ranks"]
     assert two["methods"] == one["methods"]
     assert two["test"] == pytest.approx(one["test"], abs=1e-5)

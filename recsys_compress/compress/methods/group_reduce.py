@@ -98,15 +98,20 @@ class GroupReduce(Method):
     ) -> "GroupReduce":
         """Chooses ranks as if each block were read as often as the next, as by Zipf's law.
 
-        Each component is taken to hold half of what the one before does.
+        Each component is taken to hold half of what the one before does. If that leaves more than
+        5 % of the budget unused, the ranks are those that use most of it.
         """
         items = []
         for table in tables:
             halves = 0.5 ** torch.arange(table.embedding_dim + 1).double()
             items += self._items(table, options, [halves] * self.num_blocks)
-        method, used, above = self._chosen(tables, items, budget_bytes)
-        if used < min(CLOSE * budget_bytes, sum(item.sizes[-1] for item in items)):
-            raise unreachable(NAME, budget_bytes, used, above)
+        floor = min(CLOSE * budget_bytes, sum(item.sizes[-1] for item in items))
+        method, used, _ = self._chosen(tables, items, budget_bytes)
+        if used < floor:
+            fullest = [replace(i, losses=tuple(-float(size) for size in i.sizes)) for i in items]
+            method, used, above = self._chosen(tables, fullest, budget_bytes)
+            if used < floor:
+                raise unreachable(NAME, budget_bytes, used, above)
         return method
 
     def adopt(
