@@ -147,7 +147,7 @@ def points(folder: Path) -> Iterator[Mapping[str, Any]]:
     job = load_job(folder / "job.toml", SETTINGS)
     with process_group():
         built, dataset = load_run(folder, SETTINGS)
-        evidence, _ = read_reference(job, dataset, folder)
+        evidence = read_reference(job, dataset, folder).evidence
         trained = cast("Trained", evidence.trained)
         tables = built.embeddings.embedding_bag_configs()
         before = _figures(built, "valid")

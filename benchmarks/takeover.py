@@ -22,6 +22,7 @@ from recsys_compress.plan.planner import Prepared, plan_within, prepare
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.trials import TakenOver
+from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 
 BUDGETS = {"1/2": "0.5x", "1/5": "0.2x", "1/10": "0.1x", "1/30": "0.0333x", "1/100": "0.01x"}
@@ -57,7 +58,7 @@ def plans(folder: Path, data: str, purpose: Purpose, done: int) -> Iterator[Mapp
         purpose=purpose, budget="1x", grade="reference", reference=folder, methods=METHODS
     )
     with process_group():
-        model, common = TakenOver(folder, SETTINGS), prepare(job, request)
+        model, common = TakenOver(*load_run(folder, SETTINGS)), prepare(job, request)
         full = figures(model, alone_of(job, "full"))
         for name, plan in _planned(common, request, done):
             if isinstance(plan, UserError):
@@ -92,7 +93,7 @@ def blind(folder: Path, data: str, done: int) -> Iterator[Mapping[str, Any]]:
     job = job_of(folder, data)
     request = Request(budget="1x", grade="data", methods=METHODS)
     with process_group():
-        model, common = TakenOver(folder, SETTINGS), prepare(job, request)
+        model, common = TakenOver(*load_run(folder, SETTINGS)), prepare(job, request)
         for name, plan in _planned(common, request, done):
             if isinstance(plan, UserError):
                 yield {"budget": name, "error": str(plan)}

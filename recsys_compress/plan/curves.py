@@ -134,12 +134,12 @@ class ReferenceEvidence:
 
     def __init__(self, trained: Trained, curvatures: Mapping[str, Curvature]) -> None:
         self.trained: Trained | None = trained
+        self.curvature = curvatures.__getitem__
         self._vectors = trained.vectors
-        self._curvatures = curvatures
 
     def worth(self, table: EmbeddingBagConfig) -> float:
         """Returns the loss if all ids of a table had the mean vector."""
-        vectors, curvature = self._vectors(table.name), self._curvatures[table.name]
+        vectors, curvature = self._vectors(table.name), self.curvature(table.name)
         mean = (curvature.weights.unsqueeze(1) * vectors).sum(dim=0)
         return curvature.rise(mean - vectors)[0]
 
@@ -159,7 +159,7 @@ class ReferenceEvidence:
         for vectors in changed(tables, [*_unstored(candidates), *candidates], given):
             _check_widths(tables, vectors)
             each = [
-                self._curvatures[name].rise(new.double() - self._vectors(name).double())
+                self.curvature(name).rise(new.double() - self._vectors(name).double())
                 for name, new in vectors.items()
             ]
             error = sum(own**2 for _, own in each) ** 0.5

@@ -16,17 +16,15 @@ from recsys_compress.config import Job, budget_bytes
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_of
-from recsys_compress.plan.curves import DataEvidence, Evidence, Scales
-from recsys_compress.plan.labels import label_counts
+from recsys_compress.plan.evidence import gather
 from recsys_compress.plan.menu import Dish, Item, Menu, chosen, make_menu
 from recsys_compress.plan.plan import PLAN, Plan, rows, summary
-from recsys_compress.plan.probes import probe
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import Cluster, largest_that_fits
-from recsys_compress.plan.reference import read_reference, short_run
+from recsys_compress.plan.reference import short_run
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.solver import Choice, Options, cheapest, frontier, solve
-from recsys_compress.plan.trials import Measure, TakenOver, Trial, Way, untracked_training
+from recsys_compress.plan.trials import Measure, Trial, Way
 from recsys_compress.train.build import logical_tables, lowered
 from recsys_compress.train.shard import process_group
 
@@ -95,23 +93,23 @@ def prepare(job: Job, request: Request) -> Prepared:
     tables = logical_tables(dataset.schema, job.embedding.dim)
     if request.grade != "data" and request.reference is None:
         request = replace(request, reference=short_run(job, request.probe_epochs))
-    evidence, quality, scales = _evidence(job, dataset, tables, request)
+    gathered = gather(job, dataset, tables, request)
     return Prepared(
         job=job,
         request=request,
         dataset=dataset,
         tables=tables,
-        worths={table.name: evidence.worth(table) for table in tables},
-        quality=quality,
-        measure=_measure(job, tables, request),
+        worths={table.name: gathered.evidence.worth(table) for table in tables},
+        quality=gathered.quality,
+        measure=gathered.measure,
         menu=make_menu(
             job,
             tables,
-            evidence,
+            gathered.evidence,
             request.purpose,
             methods=request.methods,
             adopting=request.adopting,
-            scales=scales,
+            scales=gathered.scales,
         ),
         full=size_of(lowered(job, dataset.schema, _full(job)), job.train.optimizer),
     )
@@ -304,36 +302,6 @@ def _full(job: Job) -> Policy:
     """Returns the policy of full tables."""
     rule = make_rule("full", job.embedding)
     return alone(Full(), replace(rule.options, storage="fp32"))
-
-
-def _evidence(
-    job: Job, dataset: PreparedDataset, tables: Sequence[EmbeddingBagConfig], request: Request
-) -> tuple[Evidence, AucByLoss | None, Scales]:
-    if request.grade == "data" or request.reference is None:
-        return (
-            DataEvidence(label_counts(dataset, [table.name for table in tables])),
-            None,
-            Scales(),
-        )
-    evidence, quality = read_reference(job, dataset, request.reference)
-    if request.grade == "reference":
-        return evidence, quality, Scales()
-    scales = probe(job, tables, evidence, request.methods, request.probe_epochs)
-    return evidence, quality, scales
-
-
-def _measure(job: Job, tables: Sequence[EmbeddingBagConfig], request: Request) -> Measure | None:
-    """Returns what tries a policy out as the plan is to begin.
-
-    From scratch that is a whole training, unless it is to be shorter: what takes long to learn is
-    behind at first.
-    """
-    if request.grade == "data" or request.reference is None:
-        return None
-    if request.adopting:
-        return TakenOver(request.reference)
-    epochs = request.trial_epochs or job.train.epochs
-    return lambda policy: untracked_training(job, tables, policy, epochs)
 
 
 def _solved(menu: Menu, request: Request, full: Sizes, quality: AucByLoss | None) -> Solved:

@@ -15,7 +15,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.plan.curves import ReferenceEvidence
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.track.progress import ProgressListener
-from recsys_compress.train.build import logical_tables
+from recsys_compress.train.build import Built, logical_tables
 from recsys_compress.train.curvature import measure
 from recsys_compress.train.handover import table_moments
 from recsys_compress.train.post import load_run
@@ -23,9 +23,24 @@ from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
 
 
-def read_reference(
-    job: Job, dataset: PreparedDataset, folder: Path
-) -> tuple[ReferenceEvidence, AucByLoss]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A finished run as evidence.
+
+    Attributes:
+        evidence: what its tables cost where they change.
+        quality: what a rise of the logloss does to its AUC.
+        built: its model.
+        dataset: what it was trained on.
+    """
+
+    evidence: ReferenceEvidence
+    quality: AucByLoss
+    built: Built
+    dataset: PreparedDataset
+
+
+def read_reference(job: Job, dataset: PreparedDataset, folder: Path) -> Reference:
     """Returns what a run's tables cost where they change, and what that does to its AUC.
 
     It takes less than one epoch: a pass over (part of) the training split and one over validation.
@@ -51,7 +66,12 @@ def read_reference(
             weights=functools.cache(lambda name: torch.tensor(dataset.frequencies(name))),
             curvature=curvatures.__getitem__,
         )
-        return ReferenceEvidence(trained, curvatures), AucByLoss.of(built, own)
+        return Reference(
+            evidence=ReferenceEvidence(trained, curvatures),
+            quality=AucByLoss.of(built, own),
+            built=built,
+            dataset=own,
+        )
 
 
 def short_run(job: Job, epochs: int) -> Path:

@@ -9,19 +9,20 @@ from pathlib import Path
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress import Policy, StoragePlan, quantize
+from recsys_compress.compress.curvature import Curvature
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.config import Job
+from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.plan.candidates import Sizes
 from recsys_compress.plan.menu import Dish
 from recsys_compress.plan.ranks import FullestRank
 from recsys_compress.track.progress import ProgressListener
-from recsys_compress.train.build import build
+from recsys_compress.train.build import Built, build
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.handover import curvatures, hand_over
-from recsys_compress.train.post import load_run
 from recsys_compress.train.trainer import train
 
 # Returns the validation figures of a policy.
@@ -64,13 +65,19 @@ class TakenOver:
     """A run's model, whose tables others take over; make and use it inside a process group.
 
     Args:
-        folder: of the run.
-        overrides: keys of its job set otherwise, as `train --set` takes them.
+        built: the model.
+        dataset: what it was trained on.
+        curvature: by table; None to measure it where a method asks for it.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
-        self._before, self.dataset = load_run(folder, overrides)
-        self._curvature = curvatures(self._before, self.dataset)
+    def __init__(
+        self,
+        built: Built,
+        dataset: PreparedDataset,
+        curvature: Callable[[str], Curvature] | None = None,
+    ) -> None:
+        self._before, self._dataset = built, dataset
+        self._curvature = curvature or curvatures(built, dataset)
 
     def __call__(self, policy: Policy, split: Split = "valid") -> Metrics:
         """Returns figures of the model with its tables under a policy, as they are served.
@@ -80,12 +87,12 @@ class TakenOver:
         """
         before = self._before
         tables = before.embeddings.embedding_bag_configs()
-        start = hand_over(before, self.dataset, tables, policy, curvature=self._curvature)
-        built = build(before.job, self.dataset.schema, start.policy)
+        start = hand_over(before, self._dataset, tables, policy, curvature=self._curvature)
+        built = build(before.job, self._dataset.schema, start.policy)
         start.write(built)
         served = StoragePlan.planned(built.embeddings)
         built.model.module.embeddings = quantize(built.embeddings, served, built.table_weights())
-        batches = Reader(self.dataset, split, batch_size=before.job.train.eval_batch_size)
+        batches = Reader(self._dataset, split, batch_size=before.job.train.eval_batch_size)
         return evaluate(built.model.module, batches, built.device).compute()
 
 
