@@ -57,11 +57,18 @@ class Item:
         tables: names of the logical tables.
         dishes: undominated candidates, by rising bytes.
         why: what limits them, for the report; empty where nothing does.
+        others: those that would be undominated if one of the methods were left out.
     """
 
     tables: tuple[str, ...]
     dishes: tuple[Dish, ...]
     why: str = ""
+    others: tuple[Dish, ...] = ()
+
+    def without(self, method: str, purpose: Purpose) -> "Item":
+        """Returns the item without a method's candidates."""
+        left = [d for d in (*self.dishes, *self.others) if d.candidate.name != method]
+        return dataclasses.replace(self, dishes=undominated(left, purpose), others=())
 
     def options(self, purpose: Purpose) -> Options:
         """Returns the candidates' bytes and losses."""
@@ -103,17 +110,13 @@ class Menu:
     def without(self, method: str) -> "Menu | None":
         """Returns the menu without a method; None if a table could become nothing then."""
         items, groups = (
-            [
-                dataclasses.replace(item, dishes=kept)
-                for item in given
-                for kept in [tuple(d for d in item.dishes if d.candidate.name != method)]
-                if kept
-            ]
+            tuple(item.without(method, self.purpose) for item in given)
             for given in (self.items, self.groups)
         )
-        if len(items) < len(self.items):
+        if not all(item.dishes for item in items):
             return None
-        return dataclasses.replace(self, items=tuple(items), groups=tuple(groups))
+        groups = tuple(group for group in groups if group.dishes)
+        return dataclasses.replace(self, items=items, groups=groups)
 
     def best(
         self, solve: Callable[[list[Options]], Choice | None], value: Callable[[Choice], float]
@@ -132,6 +135,15 @@ class Menu:
         items, choice = min(solved, key=lambda pair: value(pair[1]))
         bound = min(choice.bound for _, choice in solved)
         return items, dataclasses.replace(choice, bound=bound)
+
+
+def undominated(dishes: Sequence[Dish], purpose: Purpose) -> tuple[Dish, ...]:
+    """Returns the dishes than which none of fewer bytes loses less, by rising bytes."""
+    kept: list[Dish] = []
+    for dish in sorted(dishes, key=lambda d: (d.candidate.sizes.of(purpose), d.estimate.loss)):
+        if not kept or dish.estimate.loss < kept[-1].estimate.loss:
+            kept.append(dish)
+    return tuple(kept)
 
 
 def make_menu(
@@ -174,7 +186,10 @@ def make_menu(
         scales=scales or Scales(),
     )
     wanted = {table.name: found for table, found in _wanted(job, tables, methods)}
-    items = [cook.item([table], *wanted[table.name]) for table in tables]
+    items = []
+    for table in tables:
+        items.append(cook.item([table], *wanted[table.name]))
+        _check_any(items[-1], wanted[table.name][0])
     free = [table for table in tables if not wanted[table.name][1]]
     sharing = [make_rule(m, job.embedding) for m in methods if method_class(m).across_tables]
     groups = []
@@ -182,10 +197,9 @@ def make_menu(
         # Tables whose bytes are worth least come first: they have least to lose by sharing.
         free.sort(key=lambda t: evidence.worth(t) / (t.num_embeddings * t.embedding_dim))
         for count in sorted({n for n in (*_GROUPS, len(free)) if 1 < n <= len(free)}):
-            dishes = cook.dishes(free[:count], [Wanted(rule=rule) for rule in sharing])
-            if dishes:
-                names = tuple(table.name for table in free[:count])
-                groups.append(Item(tables=names, dishes=dishes))
+            group = cook.item(free[:count], [Wanted(rule=rule) for rule in sharing])
+            if group.dishes:
+                groups.append(group)
     return Menu(items=tuple(items), groups=tuple(groups), free=tuple(free), cook=cook)
 
 
@@ -201,34 +215,24 @@ class Cook:
     scales: Scales
 
     def item(
-        self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted], why: str
+        self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted], why: str = ""
     ) -> Item:
-        """Returns one table with what it may become.
-
-        Raises:
-            UserError: that is nothing.
-        """
-        dishes = self.dishes(tables, wanted)
-        names = tuple(table.name for table in tables)
-        if not dishes:
-            methods = ", ".join(sorted({type(w.rule.method).__name__.lower() for w in wanted}))
-            raise UserError(
-                f"table {names[0]!r}: none of the methods it may have ({methods}) suits it; allow "
-                "'full' or change embedding.rules"
-            )
-        return Item(tables=names, dishes=dishes, why=why)
-
-    def dishes(
-        self, tables: Sequence[EmbeddingBagConfig], wanted: Sequence[Wanted]
-    ) -> tuple[Dish, ...]:
-        """Returns the undominated candidates by rising bytes."""
+        """Returns tables that are lowered together with what they may become, perhaps nothing."""
         found = [dish for each in wanted for dish in self._all(tables, each)]
-        found.sort(key=lambda d: (d.candidate.sizes.of(self.purpose), d.estimate.loss))
-        kept: list[Dish] = []
-        for dish in found:
-            if not kept or dish.estimate.loss < kept[-1].estimate.loss:
-                kept.append(dish)
-        return tuple(kept)
+        dishes = undominated(found, self.purpose)
+        kept = {id(dish) for dish in dishes}
+        others = {
+            id(dish): dish
+            for method in {dish.candidate.name for dish in dishes}
+            for dish in undominated([d for d in found if d.candidate.name != method], self.purpose)
+            if id(dish) not in kept
+        }
+        return Item(
+            tables=tuple(table.name for table in tables),
+            dishes=dishes,
+            why=why,
+            others=tuple(others.values()),
+        )
 
     def uniform(
         self, tables: Sequence[EmbeddingBagConfig], method: str, budget: int
@@ -313,6 +317,16 @@ def _wanted(
                 found[table.name] = (free, "")
     for table in tables:
         yield table, found[table.name]
+
+
+def _check_any(item: Item, wanted: Sequence[Wanted]) -> None:
+    """Refuses a table that may become nothing."""
+    if not item.dishes:
+        methods = ", ".join(sorted({type(w.rule.method).__name__.lower() for w in wanted}))
+        raise UserError(
+            f"table {item.tables[0]!r}: none of the methods it may have ({methods}) suits it; "
+            "allow 'full' or change embedding.rules"
+        )
 
 
 def _is_whole(method: Method, table: EmbeddingBagConfig) -> bool:
