@@ -14,8 +14,10 @@ from tests.train.jobs import EMBEDDINGS, make_job
 
 FEW = ("--methods", "full, low_rank")
 
-
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = [
+    pytest.mark.usefixtures("place"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),
+]
 
 
 @pytest.fixture
@@ -47,7 +49,6 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
 def test_a_plan_is_written_and_trained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = ("plan", "job.toml", "--budget", "0.4x", *FEW)
     assert run([*plan, "--dry-run", "--json"]) == 0
