@@ -53,6 +53,7 @@ EMBEDDINGS = {
     "low_rank-adam": EmbeddingConfig(
         dim=6, method="low_rank", budget="0.4x", optimizer="adam", learning_rate=0.01
     ),
+    "group_reduce": EmbeddingConfig(dim=8, method="group_reduce", budget="0.5x", learning_rate=0.1),
     "dynamic_sparse": EmbeddingConfig(
         dim=8,
         method="dynamic_sparse",

@@ -114,7 +114,7 @@ def test_a_run_interrupted_in_any_phase_resumes_to_the_same_weights(
     assert_same_end(resumed, whole)
 
 
-@pytest.mark.parametrize("method", ["dnis", "dynamic_sparse", "low_rank", "full"])
+@pytest.mark.parametrize("method", ["dnis", "dynamic_sparse", "low_rank", "group_reduce", "full"])
 def test_a_trained_model_is_taken_over_whole_at_a_budget_of_all_bytes(
     method: str, full_run: RunResult, tmp_path: Path
 ) -> None:

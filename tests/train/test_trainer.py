@@ -76,7 +76,9 @@ def test_reported_optimizer_bytes_are_the_states(
     assert sum(t.nbytes for t in state) == result.bytes["optimizer"]
 
 
-@pytest.mark.parametrize("embedding", ["full", "unified-adam", "mixed_dim", "low_rank-adam"])
+@pytest.mark.parametrize(
+    "embedding", ["full", "unified-adam", "mixed_dim", "low_rank-adam", "group_reduce"]
+)
 def test_every_parameter_moves_and_is_in_one_optimizer(
     embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
 ) -> None:
@@ -104,7 +106,14 @@ def test_same_seed_same_weights_and_another_seed_others(
     assert not all(torch.equal(first[n], other[n]) for n in first)
 
 
-RESUMED = ("unified", "unified-adam", "adagrad", "low_rank-adam", "dynamic_sparse-adam")
+RESUMED = (
+    "unified",
+    "unified-adam",
+    "adagrad",
+    "low_rank-adam",
+    "group_reduce",
+    "dynamic_sparse-adam",
+)
 
 
 @pytest.mark.parametrize("embedding", RESUMED)
