@@ -99,7 +99,7 @@ def blind(folder: Path, data: str, done: int) -> Iterator[Mapping[str, Any]]:
                 yield {"budget": name, "error": str(plan)}
                 continue
             tables = [dish.candidate.label for dish in plan.dishes.values()]
-            found = figures(model, plan.policy)
+            found = figures(model, plan.policy.in_one_stage(adopting=True))
             yield {"budget": name, "bytes": plan.sizes.training, "tables": tables, **found}
 
 

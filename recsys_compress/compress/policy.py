@@ -188,6 +188,17 @@ class Policy:
             found.append(given)
         return self._with(adopted), found
 
+    def in_one_stage(self, *, adopting: bool) -> "Policy":
+        """Returns the policy whose methods train in one stage; see `Method.in_one_stage`."""
+        return self._with(
+            {
+                id(rule): dataclasses.replace(
+                    rule, method=rule.method.in_one_stage(adopting=adopting)
+                )
+                for rule in (self.default, *self.rules)
+            }
+        )
+
     def describe(self, tables: Sequence[EmbeddingBagConfig]) -> list[dict[str, Any]]:
         """Returns the assignments as plain data, of which `Policy.described` makes a policy."""
         return [

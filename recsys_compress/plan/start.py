@@ -24,7 +24,8 @@ def start_from(job: Job, folder: Path) -> Start:
     """
     dataset = PreparedDataset.open(job.data.path)
     tables = logical_tables(dataset.schema, job.embedding.dim)
-    policy = resolve(job.embedding, tables)
+    # What a plan has for training from scratch, like dims kept evenly, is not what suits the run.
+    policy = resolve(job.embedding, tables).in_one_stage(adopting=True)
     with process_group():
         built, own = load_run(folder)
         check_tables(tables, logical_tables(own.schema, built.job.embedding.dim), folder)

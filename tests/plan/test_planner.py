@@ -389,6 +389,27 @@ def test_a_run_of_a_plan_begins_with_the_reference(
     assert torch.linalg.norm(new - old) < 0.5 * torch.linalg.norm(old)
 
 
+def test_a_plan_for_scratch_that_begins_with_a_run_keeps_the_runs_dims(
+    job: Job, reference: Path, tmp_path: Path
+) -> None:
+    plan = make_plan(job, Request(budget="0.3x", methods=("full", "dnis")))
+    start = start_from(planned(job, plan, tmp_path / "plan.toml"), reference)
+    with process_group():
+        vectors = load_run(reference)[0].embeddings.vectors
+
+        def energy(policy: Policy) -> float:
+            """Sum of the squares of the run's values that a policy keeps."""
+            total = 0.0
+            for method in [rule.method for rule in policy.rules]:
+                for name, blocks in (getattr(method, "kept", None) or {}).items():
+                    sizes = [block.ids for block in blocks]
+                    for block, rows in zip(blocks, vectors(name).split(sizes), strict=True):
+                        total += float(rows[:, list(block.dims)].square().sum())
+            return total
+
+        assert energy(start.policy) > 1.05 * energy(plan.policy) > 0
+
+
 def test_blocks_that_stay_must_begin_with_a_trained_run(
     job: Job, reference: Path, tmp_path: Path
 ) -> None:
