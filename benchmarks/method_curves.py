@@ -46,8 +46,9 @@ def main(out: Path = PAGES) -> None:
         study = load_study(ROOT / "studies" / f"{name}.toml")
         found.append(summarize(Records.load(study, ROOT / "studies" / name / "results.json")))
     for method in method_classes():
-        if any(_own(summary, method) for summary in found):
-            write_png(partial(_draw, found, method), out / f"{method}.png")
+        shown = [summary for summary in found if _own(summary, method)]
+        if shown:
+            write_png(partial(_draw, shown, method), out / f"{method}.png")
             print(f"{method}.png", file=sys.stderr)
 
 
