@@ -37,8 +37,10 @@ class Curvature:
     def roots(self) -> tuple[Tensor, Tensor]:
         """Returns M^1/2 and its inverse, (D, D) float64 each: a change d costs |M^1/2 d|^2 a_r / 2.
 
-        Eigenvalues are raised to a floor, so that there is an inverse.
+        Eigenvalues are raised to a floor, so that there is an inverse; where no logit reads the
+        vectors at all, both are the unit matrix.
         """
         values, vectors = torch.linalg.eigh(self.matrices.mean(dim=0))
-        root = values.clamp(min=max(float(values[-1]) * _FLOOR, 1e-300)).sqrt()
+        greatest = float(values[-1])
+        root = values.clamp(min=greatest * _FLOOR).sqrt() if greatest > 0 else values * 0 + 1
         return (vectors * root) @ vectors.t(), (vectors / root) @ vectors.t()

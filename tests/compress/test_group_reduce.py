@@ -283,6 +283,18 @@ def test_blocks_that_are_never_looked_up_lose_nothing() -> None:
     assert method.ranks["user"][3] == method.ranks["item"][3] == 0
 
 
+def test_a_table_that_no_logit_reads_is_taken_over_all_the_same() -> None:
+    given, curvatures = trained()
+    unread = dataclasses.replace(
+        curvatures["item"],
+        weights=torch.zeros(ROWS["item"]).double(),
+        matrices=torch.zeros(1, 12, 12).double(),
+    )
+    curvatures["item"] = unread
+    found = adopted(GroupReduce(), given, 100_000)
+    assert all(torch.isfinite(vectors).all() for vectors in found.values())
+
+
 def test_without_a_curvature_all_dims_count_alike() -> None:
     given, _ = trained()
     bare = dataclasses.replace(given, curvature=None, weights=None)

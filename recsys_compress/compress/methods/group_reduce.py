@@ -39,8 +39,8 @@ class GroupReduce(Method):
 
     The paper's decoders have no mean, its components are weighted by frequency, its ranks are
     proportional to each block's mean frequency, and it then moves ids between blocks, which would
-    need a map of all ids here. With `weigh_by = "frequency"` components and ranks are the paper's;
-    by default both are such that the logloss rises least.
+    need a map of all ids here. With `weigh_by = "frequency"` weights and ranks are the paper's; by
+    default components and ranks are such that the logloss rises least.
     """
 
     ranks: dict[str, tuple[int, ...]] | None = field(
