@@ -69,32 +69,34 @@ class BlockDecoder(nn.Module):
         # Rows of what `_decoder` makes: means, the unit vectors, one of zeros, projections.
         unit = range(len(narrow), len(narrow) + dim)
         zero = unit.stop
-        owned: dict[str, tuple[dict[int, list[int]], list[int]]] = {}
+        # By feature: for each block the rows that decode its codes, and the row of its mean.
+        owned: dict[str, tuple[list[list[int]], list[int]]] = {}
         row, mean = zero + 1, 0
         for table in tables:
-            of_codes: dict[int, list[int]] = {}
-            of_means = []
-            for number, block in enumerate(blocks[table.name]):
+            of_codes: list[list[int]] = []
+            of_means: list[int] = []
+            for block in blocks[table.name]:
                 if block.rank == dim:
-                    of_codes[number] = list(unit)
+                    of_codes.append(list(unit))
                     of_means.append(zero)
                     continue
-                of_codes[number] = list(range(row, row + block.rank))
+                of_codes.append(list(range(row, row + block.rank)))
                 of_means.append(mean)
                 row, mean = row + block.rank, mean + 1
             owned |= dict.fromkeys(table.feature_names, (of_codes, of_means))
         self._count = len(owned)
         self._levels = max(len(own) for own in blocks.values())
-        self._rank = max(sum(len(rows) for rows in codes.values()) for codes, _ in owned.values())
+        self._rank = max(sum(map(len, codes)) for codes, _ in owned.values())
         # A feature's codes stand side by side, in the order of its blocks, filled up to one number
         # with any column: what decodes it there is zero.
         places: dict[tuple[str, int], int] = {}
         rows_of: list[int] = []
         for position, (feature, (codes, means)) in enumerate(owned.items()):
-            starts = itertools.accumulate((len(c) for c in codes.values()), initial=0)
-            for number, start in zip(codes, starts, strict=False):
-                places[feature, number] = position * self._rank + start
-            own = [r for code in codes.values() for r in code]
+            place = position * self._rank
+            for number, code in enumerate(codes):
+                places[feature, number] = place
+                place += len(code)
+            own = list(itertools.chain.from_iterable(codes))
             rows_of += own + [zero] * (self._rank - len(own))
             rows_of += means + [zero] * (self._levels - len(means))
         self._rows = tuple(rows_of)
@@ -104,8 +106,8 @@ class BlockDecoder(nn.Module):
             for k in range(len(owned[feature][0][number]))
         )
         columns = [0] * (self._count * self._rank)
-        for source, place in enumerate(self._back):
-            columns[place] = source
+        for source, column in enumerate(self._back):
+            columns[column] = source
         self._columns = tuple(columns)
         # (most blocks - 1, F) first id of each feature's second, third, ... block
         ends = [

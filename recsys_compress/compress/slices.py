@@ -75,11 +75,18 @@ def frequency_blocks(
     return [*sizes[:-1], ids - sum(sizes[:-1])]
 
 
+def by_width(slices: Sequence[Slice]) -> tuple[list[Slice], list[tuple[Slice, str]]]:
+    """Returns slices by falling width, and the slice and the feature of each look-up.
+
+    Physical tables of one width are merged: look-ups in their order need no sorting.
+    """
+    ordered = sorted(slices, key=lambda part: -len(part.dims))
+    return ordered, [(part, feature) for part in ordered for feature in part.table.feature_names]
+
+
 def placed(slices: Sequence[Slice]) -> Lowering:
     """Returns tables of the dims that are stored; the others are zero in a feature's vector."""
-    # Physical tables of one width are merged: look-ups in their order need no sorting.
-    ordered = sorted(slices, key=lambda part: -len(part.dims))
-    reads = [(part, feature) for part in ordered for feature in part.table.feature_names]
+    ordered, reads = by_width(slices)
     widths = _widths(slices)
     starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
     targets = [starts[feature] + dim for part, feature in reads for dim in part.dims]

@@ -19,7 +19,7 @@ from recsys_compress.compress.curvature import Curvature
 from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.method import Kept, Method, Trained, Values, register
 from recsys_compress.compress.moments import Moments
-from recsys_compress.compress.slices import Slice, frequency_blocks, placed, sliced
+from recsys_compress.compress.slices import Slice, by_width, frequency_blocks, placed, sliced
 from recsys_compress.compress.spectrum import Item, Spectrum, choose_ranks, rank_steps
 from recsys_compress.errors import UserError
 
@@ -84,9 +84,7 @@ class GroupReduce(Method):
                         Slice(table=table, number=number, first=first, ids=block.ids, dims=dims_)
                     )
                 first += block.ids
-        # Physical tables of one width are merged: look-ups in their order need no sorting.
-        slices.sort(key=lambda part: -len(part.dims))
-        reads = [(part, feature) for part in slices for feature in part.table.feature_names]
+        slices, reads = by_width(slices)
         features = [feature for table in tables for feature in table.feature_names]
         if all(block.rank in dims for own in blocks.values() for block in own):
             return placed(slices)  # there is nothing to decode
@@ -151,8 +149,8 @@ class GroupReduce(Method):
                 if block.rank < table.embedding_dim:
                     own, decoder = part.cut(own, block.rank)
                     means.append(part.mean())
-                if 0 < block.rank < table.embedding_dim:
-                    projections.append(decoder)
+                    if block.rank:
+                        projections.append(decoder)
                 if block.rank:
                     values[f"{table.name}#{number}"] = own
         combine = {"means": torch.stack(means)} if means else {}
