@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from recsys_compress.byte_sizes import format_bytes
 from recsys_compress.config import (
     DataConfig,
     EmbeddingConfig,
@@ -23,7 +24,7 @@ from recsys_compress.data.prepare import prepare
 from recsys_compress.data.sources.source import Source
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
-from recsys_compress.track.plots import QualityPoint, format_bytes, quality_vs_bytes
+from recsys_compress.track.plots import QualityPoint, quality_vs_bytes
 from recsys_compress.track.progress import ProgressListener
 from recsys_compress.track.run import tracked_train
 from recsys_compress.track.tables import make_table, print_table

@@ -8,6 +8,7 @@ import typer
 from recsys_compress.commands.common import AsJson, print_json
 
 if TYPE_CHECKING:
+    from recsys_compress.byte_sizes import parse_bytes
     from recsys_compress.compare.summary import Summary
 
 INCOMPLETE = 1
@@ -56,7 +57,7 @@ def compare(
     from recsys_compress.compare.records import Records
     from recsys_compress.compare.study import load_study
     from recsys_compress.compare.summary import summarize
-    from recsys_compress.config import load_job, parse_bytes
+    from recsys_compress.config import load_job
 
     study = load_study(study_file)
     out = out or study_file.with_suffix("")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from recsys_compress.track.plots import format_bytes
+from recsys_compress.byte_sizes import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from recsys_compress.byte_sizes import format_bytes
 from recsys_compress.compare.bars import Bar, Part, draw_bars, lines
 from recsys_compress.compare.records import Record
 from recsys_compress.compare.spec import Study
@@ -18,7 +19,6 @@ from recsys_compress.track.plots import (
     GREY,
     MARKERS,
     Draw,
-    format_bytes,
     log_bytes,
     panels,
 )

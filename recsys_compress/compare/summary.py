@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recsys_compress.byte_sizes import budget_bytes, format_bytes
 from recsys_compress.compare.cells import Cell, Run, cells, commands, seeds_of, trials
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.spec import AUC
 from recsys_compress.compare.verdicts import Verdict, storage_costs, verdicts
 from recsys_compress.compress.policy import Policy
-from recsys_compress.config import budget_bytes, load_job
-from recsys_compress.track.plots import format_bytes
+from recsys_compress.config import load_job
 
 # Half the width of a 95 % interval of a mean in standard errors, by degrees of freedom (Student).
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.byte_sizes import budget_bytes
 from recsys_compress.compress.lowering import FP32_BYTES, TableOptions
 from recsys_compress.compress.method import Method, Trained, Values, method_class, method_name
 from recsys_compress.compress.methods.full import Full
-from recsys_compress.config import EmbeddingConfig, budget_bytes
+from recsys_compress.config import EmbeddingConfig
 from recsys_compress.errors import UserError
 from recsys_compress.settings import parse
 

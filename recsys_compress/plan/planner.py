@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
+from recsys_compress.byte_sizes import budget_bytes
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.planned import PlanFile
 from recsys_compress.compress.policy import Policy, make_rule
-from recsys_compress.config import Job, budget_bytes
+from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_of

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from recsys_compress.byte_sizes import parse_bytes
 from recsys_compress.compress import CompressedEmbeddingBagCollection
-from recsys_compress.config import Job, ShardingConfig, parse_bytes
+from recsys_compress.config import Job, ShardingConfig
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Sizes
 from recsys_compress.train.topology import plan_for, rank_memory, table_shards

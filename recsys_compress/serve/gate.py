@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recsys_compress.config import parse_bytes
+from recsys_compress.byte_sizes import parse_bytes
 from recsys_compress.data.columns import labels
 from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.reader import Reader

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from recsys_compress.track.plots import format_bytes
+from recsys_compress.byte_sizes import format_bytes
 from recsys_compress.track.tables import make_table, print_table
 from recsys_compress.train.dryrun import DryRun, RankBytes
 from recsys_compress.train.topology import TableShard

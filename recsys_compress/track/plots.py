@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recsys_compress.byte_sizes import format_bytes
 from recsys_compress.files import atomic_file
 from recsys_compress.train.events import Metrics
 
@@ -134,15 +135,6 @@ def quality_vs_bytes(
         # Above the axes: inside there is no corner that is sure to be free.
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     return path
-
-
-def format_bytes(size: float) -> str:
-    """Returns a size with three digits and a decimal unit, like "158 kB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def panels(number: int, *, narrow: bool, height: float) -> tuple["Figure", list["Axes"]]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from recsys_compress.track.plots import format_bytes
+from recsys_compress.byte_sizes import format_bytes
 from recsys_compress.track.tables import make_table
 from recsys_compress.train.events import Metrics, RunResult, RunStart
 from recsys_compress.train.memory import peak_rss_bytes

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from recsys_compress.track.plots import format_bytes
+from recsys_compress.byte_sizes import format_bytes
 from recsys_compress.train.events import Metrics, RunResult
 
 if TYPE_CHECKING:

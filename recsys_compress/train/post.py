@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys_compress.byte_sizes import budget_bytes
 from recsys_compress.compress.damage import measure
 from recsys_compress.compress.method import method_class
 from recsys_compress.compress.moments import Moments
@@ -22,7 +23,7 @@ from recsys_compress.compress.policy import Policy, resolve
 from recsys_compress.compress.size import DataType
 from recsys_compress.compress.spectrum import Item, Spectrum, layer_item
 from recsys_compress.compress.storage import StoragePlan, quantize
-from recsys_compress.config import Job, budget_bytes, load_job
+from recsys_compress.config import Job, load_job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError

@@ -30,10 +30,11 @@ from torchrec.distributed.types import (
     ShardingType,
 )
 
+from recsys_compress.byte_sizes import parse_bytes
 from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.lowering import FP32_BYTES, FUSED_DIM_MULTIPLE
 from recsys_compress.compress.merge import MergedTable
-from recsys_compress.config import ShardingConfig, parse_bytes
+from recsys_compress.config import ShardingConfig
 from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
 from recsys_compress.train.memory import memory_bytes

@@ -7,7 +7,6 @@ from matplotlib.image import imread
 from recsys_compress.track.plots import (
     QualityPoint,
     calibration,
-    format_bytes,
     learning_curve,
     log_bytes,
     panels,
@@ -62,11 +61,3 @@ def test_sizes_below_an_axis_have_room(most: float, number: int, narrow: bool) -
     ]
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     assert boxes or most < 2e4
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (999_600, "1 MB"), (158_112, "158 kB"), (2.5e13, "25 TB")],
-)
-def test_format_bytes(size: float, text: str) -> None:
-    assert format_bytes(size) == text
