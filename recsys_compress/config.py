@@ -271,6 +271,11 @@ class TrainConfig:
         """Returns the monitor's figure among those of validation, so that more is better."""
         return -valid["logloss"] if self.monitor == "logloss" else valid["auc"]
 
+    def evaluation_steps(self, steps: int) -> set[int]:
+        """Returns the steps of an epoch of so many, modulo its length, after which to evaluate."""
+        each = self.evals_per_epoch
+        return {-(-steps * i // each) % steps for i in range(1, each + 1)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,14 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.byte_sizes import budget_bytes
 from recsys_compress.compress.lowering import FP32_BYTES, TableOptions
-from recsys_compress.compress.method import Method, Trained, Values, method_class, method_name
+from recsys_compress.compress.method import (
+    Kept,
+    Method,
+    Trained,
+    Values,
+    method_class,
+    method_name,
+)
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.config import EmbeddingConfig
 from recsys_compress.errors import UserError
@@ -199,6 +206,13 @@ class Policy:
                 for rule in (self.default, *self.rules)
             }
         )
+
+    def kept_parts(self, tables: Sequence[EmbeddingBagConfig]) -> Iterator[Kept]:
+        """Yields what methods that choose by part keep."""
+        for assignment in self.assign(tables):
+            part = assignment.rule.method.kept_parts(assignment.tables)
+            if part is not None:
+                yield part
 
     def describe(self, tables: Sequence[EmbeddingBagConfig]) -> list[dict[str, Any]]:
         """Returns the assignments as plain data, of which `Policy.described` makes a policy."""

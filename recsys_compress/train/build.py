@@ -13,6 +13,7 @@ from recsys_compress.compress.bags import LogicalTable
 from recsys_compress.compress.collection import Placement
 from recsys_compress.compress.hook import LiveTable
 from recsys_compress.compress.policy import resolve
+from recsys_compress.compress.size import SizeReport
 from recsys_compress.compress.tensors import below
 from recsys_compress.config import Job
 from recsys_compress.data.schema import Schema
@@ -21,6 +22,7 @@ from recsys_compress.models import build_model
 from recsys_compress.ranks import Ranks
 from recsys_compress.train.optim import Optimizers
 from recsys_compress.train.shard import full_tensors, parts, row_bounds, shard
+from recsys_compress.train.topology import TableShard, table_shards
 
 EMBEDDINGS = "embeddings."  # where every model keeps its tables
 
@@ -61,6 +63,25 @@ class Built:
         """Returns the rest of `weights`, by names within the model."""
         state = self.state().items()
         return full_tensors({n: w for n, w in state if not n.startswith(EMBEDDINGS)})
+
+    def count_bytes(self, size: SizeReport) -> dict[str, float]:
+        """Returns the bytes of the model with tables of a size."""
+        dense = sum(weight.nbytes for weight in self.dense_weights().values())
+        return {
+            "tables": size.table_bytes,
+            "full": size.full_bytes,
+            "ratio": size.ratio,
+            "optimizer": size.optimizer_bytes,
+            "model": dense + size.table_bytes,
+        }
+
+    def shards(self) -> list[TableShard]:
+        """Returns how the tables are divided among the processes; nothing where one has all."""
+        if Ranks.current().size == 1:
+            return []
+        plans = self.model.plan.plan.values()
+        plan = {n: p for part in plans for n, p in part.items()}  # type: ignore[attr-defined]
+        return table_shards(self.embeddings, plan)
 
     def live(self, place: Placement) -> LiveTable:
         """Returns the live tensors of a physical table."""

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -32,12 +31,13 @@ from recsys_compress.models.factorized import candidates, factors
 from recsys_compress.models.quantized import LayerType, round_layers
 from recsys_compress.ranks import Ranks
 from recsys_compress.runtime import flush_denormals
+from recsys_compress.train.best import load_best
 from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
-from recsys_compress.train.folder import JOB, MODEL, TABLES, read_policy, read_result
+from recsys_compress.train.folder import JOB, TABLES, read_policy, read_result
 from recsys_compress.train.handover import Start, hand_over, table_moments
-from recsys_compress.train.shard import process_group, write
+from recsys_compress.train.shard import process_group
 
 # Training rows on which it is measured what cutting a table or layer would cost, and what goes
 # into a layer.
@@ -58,15 +58,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, Prepar
     job = load_job(folder / JOB, overrides)
     dataset = PreparedDataset.open(job.data.path)
     built = build(job, dataset.schema, read_policy(folder))
-    path = folder / MODEL
-    try:
-        kept = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error
-    state = built.state()
-    if {n: tuple(w.size()) for n, w in state.items()} != {n: w.shape for n, w in kept.items()}:
-        raise UserError(f"{path}: does not fit {folder / JOB} and its data; train the model anew")
-    write(state, kept)
+    load_best(built, folder)
     built.model.eval()
     return built, dataset
 

@@ -12,11 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from recsys_compress.compress.method import Kept
 from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
 from recsys_compress.compress.size import SizeReport
 from recsys_compress.config import Job, load_job
@@ -25,24 +21,24 @@ from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.data.split import Split
 from recsys_compress.errors import UserError
-from recsys_compress.files import atomic_file, to_json, write_text
+from recsys_compress.files import to_json, write_text
 from recsys_compress.ranks import Ranks
 from recsys_compress.runtime import flush_denormals
+from recsys_compress.train.best import keep_best, load_best
 from recsys_compress.train.build import Built, build, logical_tables, lowered
 from recsys_compress.train.checkpoint import Checkpoint, Saver, load_newest
 from recsys_compress.train.context import stop_signals, tags
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
-from recsys_compress.train.folder import JOB, MODEL, RESULT, read_policy, write_folder, write_size
+from recsys_compress.train.folder import JOB, RESULT, read_policy, write_folder, write_size
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
 from recsys_compress.train.meter import Meter
 from recsys_compress.train.metrics import BinaryMetrics
-from recsys_compress.train.shard import process_group, write
+from recsys_compress.train.shard import process_group
 from recsys_compress.train.snapshot import restore, snapshot
 from recsys_compress.train.state import Progress
 from recsys_compress.train.step import Learner
-from recsys_compress.train.topology import table_shards
 
 LOG_SECONDS = 1.0  # between reports of the training loss
 
@@ -130,7 +126,7 @@ class Trainer:
             raise UserError("train.epochs = 0: only a trained model needs no training; raise it")
         self.reader = self._reader("train")
         self.search_reader = self._reader("valid", shuffle=True)
-        self.evaluations = _evaluation_steps(job.train.evals_per_epoch, len(self.reader))
+        self.evaluations = job.train.evaluation_steps(len(self.reader))
         self.phases = policy.phases()
         self._parent = start.tags if start else {}
         if start is not None:
@@ -277,7 +273,7 @@ class Trainer:
             folder=self.folder,
             valid={k: v for k, v in best.items() if k != "step"},
             test=test,
-            bytes=self._bytes(),
+            bytes=self.built.count_bytes(self.size),
             samples_per_s=progress.rows / max(progress.train_seconds, 1e-9),
             peak_rss_bytes=max(ranks.gather(peak_rss_bytes())),
             seconds=time.perf_counter() - started,
@@ -287,7 +283,7 @@ class Trainer:
             interrupted=self.interrupted,
             history=progress.history,
             calibration=calibration,
-            kept=[dataclasses.asdict(part) for part in self._kept()],
+            kept=[dataclasses.asdict(part) for part in self.built.policy.kept_parts(self.tables)],
         )
         with ranks.together():
             if ranks.first:
@@ -323,13 +319,8 @@ class Trainer:
             }
         )
         if progress.best is None or config.score(valid) > config.score(progress.best):
-            progress.best = {**valid, "step": progress.step}
-            progress.waited = 0
-            weights = self.built.weights()
-            with self.ranks.together():
-                if self.ranks.first:
-                    with atomic_file(self.folder / MODEL) as path:
-                        save_file(_contiguous(weights), path, {"step": str(progress.step)})
+            progress.best, progress.waited = {**valid, "step": progress.step}, 0
+            keep_best(self.built, self.folder, self.ranks, progress.step)
         else:
             progress.waited += 1
 
@@ -338,17 +329,9 @@ class Trainer:
         return every > 0 and self.progress.step % every == 0
 
     def _load_best(self) -> None:
-        if self.progress.best is None or self.progress.best["step"] == self.progress.step:
-            return
-        state = self.built.state()
-        with safe_open(self.folder / MODEL, "pt") as best:
-            write(
-                state,
-                {
-                    n: best.get_slice(n) if v.size() else best.get_tensor(n)
-                    for n, v in state.items()
-                },
-            )
+        best = self.progress.best
+        if best is not None and best["step"] != self.progress.step:
+            load_best(self.built, self.folder)
 
     def _checkpoint(self) -> None:
         self.progress.reader = self.reader.state_dict()
@@ -381,13 +364,6 @@ class Trainer:
             buffer_rows=self.job.data.buffer_rows,
         )
 
-    def _kept(self) -> Iterator[Kept]:
-        """Yields what methods that choose by part keep."""
-        for assignment in self.built.policy.assign(self.tables):
-            part = assignment.rule.method.kept_parts(assignment.tables)
-            if part is not None:
-                yield part
-
     def _described(self) -> list[dict[str, Any]]:
         """Returns the policy of the last phase as plain data."""
         return self.phases[-1].policy.describe(self.tables)
@@ -398,21 +374,7 @@ class Trainer:
             return self.built.embeddings.size_report(self.job.train.optimizer)
         return lowered(self.job, self.dataset.schema, policy).size_report(self.job.train.optimizer)
 
-    def _bytes(self) -> dict[str, float]:
-        """Returns the bytes of the model that the last phase trains."""
-        dense = sum(weight.nbytes for weight in self.built.dense_weights().values())
-        return {
-            "tables": self.size.table_bytes,
-            "full": self.size.full_bytes,
-            "ratio": self.size.ratio,
-            "optimizer": self.size.optimizer_bytes,
-            "model": dense + self.size.table_bytes,
-        }
-
     def _tell_start(self, *, new: bool) -> None:
-        plans = self.built.model.plan.plan.values()
-        plan = {n: p for part in plans for n, p in part.items()}  # type: ignore[attr-defined]
-        shards = table_shards(self.built.embeddings, plan)
         start = RunStart(
             job=self.job,
             folder=self.folder,
@@ -420,9 +382,9 @@ class Trainer:
             name=self.name,
             total_steps=self.total_steps,
             first_step=self.progress.step,
-            bytes=self._bytes(),
+            bytes=self.built.count_bytes(self.size),
             size=self.size.to_json(),
-            shards=[dataclasses.asdict(s) for s in shards] if self.ranks.size > 1 else [],
+            shards=[dataclasses.asdict(shard) for shard in self.built.shards()],
             tags={**tags(self.dataset), **self._parent},
         )
         try:
@@ -436,12 +398,3 @@ class Trainer:
     def _tell(self, values: Metrics) -> None:
         for listener in self.listeners:
             listener.metrics(self.progress.step, values)
-
-
-def _evaluation_steps(per_epoch: int, steps: int) -> set[int]:
-    """Returns the steps of an epoch, modulo its length, after which to evaluate."""
-    return {-(-steps * i // per_epoch) % steps for i in range(1, per_epoch + 1)}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
