@@ -16,7 +16,6 @@ from recsys_compress.files import write_text
 _TRAIN = 0.9  # shares of the rows
 _FRACTIONS = (_TRAIN, 0.05, 0.05)
 _ENDLESS = 2**40  # values to draw from, so that no two rows share one
-LARGE_ROWS = 20_000_000
 
 
 def click_log(shape: Shape, folder: Path) -> Path:
