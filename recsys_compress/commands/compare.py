@@ -8,7 +8,6 @@ import typer
 from recsys_compress.commands.common import AsJson, print_json
 
 if TYPE_CHECKING:
-    from recsys_compress.byte_sizes import parse_bytes
     from recsys_compress.compare.summary import Summary
 
 INCOMPLETE = 1
@@ -51,6 +50,7 @@ def compare(
 
     Example: recsys-compress compare studies/movielens_1m.toml --data raw --processes 2
     """
+    from recsys_compress.byte_sizes import parse_bytes
     from recsys_compress.compare.compare import Options, missing
     from recsys_compress.compare.compare import compare as run_study
     from recsys_compress.compare.page import write_report

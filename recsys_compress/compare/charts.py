@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLOSE = 0.02  # test AUC; what loses more has a panel of its own, so as not to flatten the others
-MANY = (*COLOURS, "#000000", "#882255", "#999933", "#6A51A3")  # a study may have ten methods
+MANY = (*COLOURS, "#000000", "#882255", "#999933", "#6A51A3", "#8C510A")  # one a method
 PALE = ("#8FC1E3", "#F2B48A", "#8FD3B8", "#EBC3DA", "#F5D38A", "#BFE0F5", "#CFCFCF", "#CBA3BC")
 MIDDLE_GREY, PALE_GREY = "#BBBBBB", "#DDDDDD"
 CHOSEN = "Shown are the study's first row and the best within each budget"
@@ -120,7 +120,7 @@ def _quality(summary: Summary, model: str | None) -> Chart:
         if both:
             axes[0].set_title("all rows", fontsize=FONT)
             axes[1].set_title(f"within {CLOSE:g} of {named(rows[0])}", fontsize=FONT)
-            greatest = max(row.auc + row.margin for row in rows)
+            greatest = max(row.auc + row.margin for row in rows if row.auc > top - CLOSE)
             axes[1].set_ylim(top - CLOSE, greatest + 0.05 * (greatest - top + CLOSE))
         _below(figure, drawn[0], narrow=narrow)
         return figure

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from recsys_compress.byte_sizes import budget_bytes, format_bytes
-from recsys_compress.compare.cells import Cell, Run, cells, commands, seeds_of, trials
+from recsys_compress.compare.cells import Cell, Run, cells, commands, first_cell, seeds_of, trials
 from recsys_compress.compare.records import Record, Records
-from recsys_compress.compare.spec import AUC
+from recsys_compress.compare.spec import AUC, Study
 from recsys_compress.compare.verdicts import Verdict, storage_costs, verdicts
 from recsys_compress.compress.policy import Policy
 from recsys_compress.config import load_job
@@ -266,7 +266,7 @@ def _advice(
         best = _by_budget(rivals, won, full)
         if best:
             yield title, "; ".join(best) + "."
-    yield from _fast(whole, full)
+    yield from _fast(records, whole, full)
     yield from _stored(records, whole)
 
 
@@ -281,10 +281,10 @@ def _by_budget(rivals: Sequence[Row], won: Sequence[Winner], full: Row) -> list[
     return [f"at {', '.join(budgets)} {text}" for text, budgets in best.items()]
 
 
-def _fast(whole: Sequence[Row], full: Row) -> Iterator[tuple[str, str]]:
+def _fast(records: Records, whole: Sequence[Row], full: Row) -> Iterator[tuple[str, str]]:
     """Yields which of the rows that lose little takes the least time to train."""
     spent = {
-        row.cell.name: row.mean("cpu_seconds")
+        row.cell.name: _seconds(records.study, whole, row)
         for row in whole
         if row.bytes <= full.bytes / 2 and row.auc >= full.auc - 5 * NO_LOSS
     }
@@ -295,8 +295,19 @@ def _fast(whole: Sequence[Row], full: Row) -> Iterator[tuple[str, str]]:
         yield (
             "Training time counts",
             f"{name}: {known[name] / base:.2f} of the CPU time of {full.cell.name}, the least of "
-            f"those at half the bytes or less that lose at most {5 * NO_LOSS:g}.",
+            f"those at half the bytes or less that lose at most {5 * NO_LOSS:g}, with the training "
+            "of a model that it begins with.",
         )
+
+
+def _seconds(study: Study, rows: Sequence[Row], row: Row) -> float | None:
+    """Returns the mean CPU time of a row and of the trainings that it begins with, if known."""
+    own, after = row.mean("cpu_seconds"), row.cell.entry.after
+    if own is None or after is None:
+        return own
+    first = first_cell(study, after, row.cell.model)
+    begun = next((_seconds(study, rows, r) for r in rows if r.cell == first), None)
+    return None if begun is None else own + begun
 
 
 def _stored(records: Records, whole: Sequence[Row]) -> Iterator[tuple[str, str]]:

@@ -130,6 +130,16 @@ def test_advice_is_by_use() -> None:
     assert "low_rank, after 0.5x" in told["There is a trained model to start from"]
 
 
+def test_the_time_of_a_row_has_that_of_the_model_that_it_begins_with() -> None:
+    found = Records(STUDY)
+    for name, seconds in (("full", 100.0), ("low_rank, after 0.5x", 20.0), ("hash 0.5x", 110.0)):
+        add(found, NAMED[name], 0.9, 0.9, 0.9, cpu_seconds=seconds)
+    assert dict(summarize(found).advice)["Training time counts"].startswith("hash 0.5x: 1.10 of")
+    add(found, NAMED["hash 0.5x"], 0.9, 0.9, 0.9, cpu_seconds=130.0)
+    told = dict(summarize(found).advice)["Training time counts"]
+    assert told.startswith("low_rank, after 0.5x: 1.20 of")
+
+
 def test_a_study_without_figures_has_nothing_to_say() -> None:
     found = summarize(Records(STUDY))
     assert (found.rows, found.winners, found.advice) == ((), (), ())
