@@ -184,10 +184,8 @@ class _Comparison:
 
     def _serve(self, record: Record, folder: Path, kinds: Sequence[str], base: Path | None) -> str:
         """Measures a model in storage types, and its inference against another's."""
-        for kind in kinds:
-            record = record.with_figures(kind, self._runner.store(folder, kind))
-        if base is not None:
-            record = record.with_figures("inference", self._runner.inference(folder, base))
+        for name, figures in self._runner.served(folder, kinds, base).items():
+            record = record.with_figures(name, figures)
         self._keep(record)
         return "stored and timed"
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -107,17 +107,19 @@ class Runner:
                 return folder
         return None
 
-    def store(self, folder: Path, kind: str) -> dict[str, float]:
-        """Returns AUC and bytes of a run's model with its tables in a storage type."""
-        arguments = ["-m", "recsys_compress", "compress", str(folder), "--storage", kind, "--json"]
-        found = self._call(arguments, f"{folder.name}-{kind}")
-        return {"auc": found["test"]["auc"], "bytes": found["bytes"]["tables"]}
+    def served(
+        self, folder: Path, kinds: Sequence[str], base: Path | None
+    ) -> dict[str, dict[str, float]]:
+        """Returns what a run's model is like as it is served.
 
-    def inference(self, folder: Path, base: Path) -> dict[str, float]:
-        """Returns samples a second of a run's model, and their ratio to another's."""
-        module = "recsys_compress.compare.inference"
-        found = self._call(["-m", module, str(folder), str(base)], f"{folder.name}-inference")
-        return {name: found[name] for name in ("rows_per_s", "ratio")}
+        Args:
+            folder: the run's own folder.
+            kinds: storage types, by which AUC and bytes are returned.
+            base: a run against whose inference its own is timed; None for none.
+        """
+        arguments = ["-m", "recsys_compress.compare.served", str(folder), "--storage", *kinds]
+        arguments += [] if base is None else ["--against", str(base)]
+        return self._call(arguments, f"{folder.name}-served")
 
     def stop(self) -> None:
         """Asks all processes to leave a checkpoint and end, and waits for them."""
