@@ -149,6 +149,7 @@ class Records:
         before, self._picks = self._picks, None
         if self.picks() != before:
             self._runs.clear()
+            self._picks = None  # of runs that have become others
 
     def run(self, cell: Cell) -> Run | None:
         """Returns what a cell stands for; None where that hangs on trials without figures."""
@@ -177,13 +178,13 @@ class Records:
     def picks(self) -> Picks:
         """Returns what validation picked, of the entries all of whose trials have ended."""
         if self._picks is None:
-            self._picks = {}  # trials hang on none
+            self._picks = {}
+            # What begins with a trained model comes last: its trials hang on that model's pick.
             entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(self.study)}
-            self._picks = {
-                (name, model): number
-                for (name, model), entry in entries.items()
-                if (number := self._pick(entry, model)) is not None
-            }
+            for (name, model), entry in entries.items():
+                number = self._pick(entry, model)
+                if number is not None:
+                    self._picks[name, model] = number
         return self._picks
 
     def _pick(self, entry: Entry, model: str | None) -> int | None:

@@ -138,6 +138,26 @@ def test_what_hangs_on_trials_is_known_after_them(study: Study) -> None:
     assert left == ["hash 0.5x 0", "hash 0.5x 1", "hash 0.1x 1"]
 
 
+def test_trials_that_begin_with_a_picked_model_are_found_again(tmp_path: Path) -> None:
+    tries = "tries = [{ train.epochs = 1 }, { train.epochs = 2 }]"
+    changed = STUDY.replace("set = { train.epochs = 1 }", tries)
+    study = load_study(written(tmp_path, changed.replace('after = "full"', 'after = "hash"')))
+    records = Records(study)
+    for entry, aucs in (("hash", (0.7, 0.8)), ("pruned", (0.75, 0.7))):
+        for trial, auc in zip(trials(study, study.entry(entry), None), aucs, strict=True):
+            run = records.run(trial)
+            assert run is not None
+            records.add(Record(key=run.key, seed=0, figures={"valid.auc": auc}))
+    records.write(tmp_path / "results.json")
+    for known in (records, Records.load(study, tmp_path / "results.json")):
+        assert known.picks() == {("hash", None): 1, ("pruned", None): 0}
+    # Another pick: what begins with that model has yet to be tried.
+    first = records.run(trials(study, study.entry("hash"), None)[0])
+    assert first is not None
+    records.add(Record(key=first.key, seed=0, figures={"valid.auc": 0.9}))
+    assert records.picks() == {("hash", None): 0}
+
+
 def test_trials_come_first_and_compressions_last(study: Study) -> None:
     names = [cell.name for cell, _ in missing(Records(study))]
     assert names[:2] == ["hash 0.1x, try 1", "hash 0.1x, try 2"]
