@@ -205,6 +205,21 @@ def test_fit_gives_frequent_ids_more_and_uses_no_padding() -> None:
             assert all(rank % multiple == 0 for rank in ranks)
 
 
+def test_a_least_rank_is_kept_by_every_block_or_out_of_reach() -> None:
+    tables, given = make_tables(), trained()[0]
+    assert any(
+        0 in own
+        for own in (GroupReduce().adopt(tables, given, 60_000, ADAM)[0].ranks or {}).values()
+    )
+    for weigh_by in ("logloss", "frequency"):
+        wide = GroupReduce(least_rank=2, weigh_by=weigh_by)
+        for method in (wide.fit(tables, 80_000, ADAM), wide.adopt(tables, given, 80_000, ADAM)[0]):
+            assert method.ranks is not None
+            assert all(rank >= 2 for own in method.ranks.values() for rank in own)
+        with pytest.raises(UserError, match="out of reach"):
+            wide.adopt(tables, given, 60_000, ADAM)
+
+
 def test_a_gap_between_sizes_names_both_ends() -> None:
     # One block: rank 4 takes 40 * 16 + 5 * 48 bytes, rank 8 takes 40 * 32 + 9 * 48.
     with pytest.raises(UserError, match="the nearest are 880 and 1,712 bytes"):
@@ -323,6 +338,8 @@ def test_knobs_out_of_range_and_tables_of_two_widths_are_refused() -> None:
         GroupReduce(num_blocks=0)
     with pytest.raises(UserError, match=r"growth = 0\.5: must be 1 or more"):
         GroupReduce(growth=0.5)
+    with pytest.raises(UserError, match="least_rank = -1: must be 0 or more"):
+        GroupReduce(least_rank=-1)
     with pytest.raises(UserError, match=r"weigh_by = 'frequenzy'.*frequency"):
         GroupReduce(weigh_by="frequenzy")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"of one width, not \[8, 12\]"):

@@ -50,6 +50,10 @@ class GroupReduce(Method):
     growth: float = field(
         default=3.0, metadata={"help": "how many times more ids a block has than the one before"}
     )
+    least_rank: int = field(
+        default=0,
+        metadata={"help": "rank that every block has at least; at 0 its ids may share one vector"},
+    )
     weigh_by: Weighing = field(
         default="logloss",
         metadata={
@@ -63,6 +67,10 @@ class GroupReduce(Method):
         for name, value in (("num_blocks", self.num_blocks), ("growth", self.growth)):
             if value < 1:
                 raise UserError(f"embedding.methods.{NAME}.{name} = {value}: must be 1 or more")
+        if self.least_rank < 0:
+            raise UserError(
+                f"embedding.methods.{NAME}.least_rank = {self.least_rank}: must be 0 or more"
+            )
 
     def blocks(self, table: EmbeddingBagConfig) -> list[int]:
         """Returns the ids of each block; see `frequency_blocks`."""
@@ -201,8 +209,9 @@ class GroupReduce(Method):
     ) -> list[Item]:
         """Returns the blocks of a table, whose ranks are to be chosen; the first keeps some."""
         dim = int(table.embedding_dim)
+        least = [max(self.least_rank, 1), *[self.least_rank] * self.num_blocks]
         return [
-            Item.of(f"{table.name}#{i}", rank_steps(ids, dim, options, least=0 if i else 1), lost)
+            Item.of(f"{table.name}#{i}", rank_steps(ids, dim, options, least=least[i]), lost)
             for i, (ids, lost) in enumerate(zip(self.blocks(table), losses, strict=False))
         ]
 
