@@ -209,11 +209,12 @@ class GroupReduce(Method):
     ) -> list[Item]:
         """Returns the blocks of a table, whose ranks are to be chosen; the first keeps some."""
         dim = int(table.embedding_dim)
-        least = [max(self.least_rank, 1), *[self.least_rank] * self.num_blocks]
-        return [
-            Item.of(f"{table.name}#{i}", rank_steps(ids, dim, options, least=least[i]), lost)
-            for i, (ids, lost) in enumerate(zip(self.blocks(table), losses, strict=False))
-        ]
+        items = []
+        for i, (ids, lost) in enumerate(zip(self.blocks(table), losses, strict=False)):
+            least = max(self.least_rank, 0 if i else 1)
+            steps = rank_steps(ids, dim, options, least=least)
+            items.append(Item.of(f"{table.name}#{i}", steps, lost))
+        return items
 
     def _chosen(
         self, tables: Sequence[EmbeddingBagConfig], items: Sequence[Item], budget_bytes: int
