@@ -339,8 +339,8 @@ def _growth(records: Records) -> list[str]:
     head = [
         "## Growth",
         "",
-        "Thousand samples/s of CPU time in training / peak memory in MB; one process a figure and"
-        " the median of three steps.",
+        "Thousand samples/s of CPU time in training / peak memory in MB; in each process, the"
+        " median of three steps.",
         "",
     ]
     return head + lines
@@ -349,7 +349,7 @@ def _growth(records: Records) -> list[str]:
 def _speed_and_memory(record: Record) -> str:
     if not record.runs:
         return record.skipped
-    return f"{record.median('cpu') / 1e3:,.2f} / {record.median('rss') / _MB:,.0f}"
+    return f"{record.cell('cpu', 1e3, 2)} / {record.cell('rss', _MB, 0)}"
 
 
 def draw(records: Records, path: Path) -> None:
@@ -373,6 +373,8 @@ def draw(records: Records, path: Path) -> None:
             x = [getattr(record.case.shape, part) for record in own]
             y = [record.median("cpu") / 1e3 for record in own]
             panel.plot(x, y, marker="o", color=colour, label=name)
+            least, greatest = zip(*(record.range("cpu") for record in own), strict=True)
+            panel.vlines(x, [v / 1e3 for v in least], [v / 1e3 for v in greatest], color=colour)
         if found:
             panel.set(xscale="log", yscale="log", xlabel=text, ylabel="thousand samples/CPU s")
         panel.set_visible(bool(found))

@@ -42,15 +42,20 @@ class Record:
         """Returns the median of a figure over the repeats."""
         return statistics.median(run[figure] for run in self.runs)
 
+    def range(self, figure: str) -> tuple[float, float]:
+        """Returns the least and the greatest of a figure over the repeats."""
+        values = [run[figure] for run in self.runs]
+        return min(values), max(values)
+
     def cell(self, figure: str, unit: float = 1.0, digits: int = 1) -> str:
         """Returns median, least and greatest as text; a dash where it was not found."""
         if figure not in self:
             return "-"
-        values = sorted(run[figure] / unit for run in self.runs)
-        text = f"{statistics.median(values):,.{digits}f}"
-        if len(values) == 1:
+        text = f"{self.median(figure) / unit:,.{digits}f}"
+        if len(self.runs) == 1:
             return text
-        return f"{text} ({values[0]:,.{digits}f}-{values[-1]:,.{digits}f})"
+        least, greatest = (value / unit for value in self.range(figure))
+        return f"{text} ({least:,.{digits}f}-{greatest:,.{digits}f})"
 
 
 @dataclass(kw_only=True)

@@ -114,13 +114,12 @@ def generate(shape: Shape, folder: Path) -> Path:
 def measure(
     records: Records, parts: list[str], repeats: int, quick: bool, python: Path
 ) -> Iterator[str]:
-    """Measures parts, and yields a line a case; of what grows, one repeat."""
+    """Measures parts, and yields a line a case."""
     with tempfile.TemporaryDirectory() as folder:
         for part in parts:
-            rounds = repeats if part not in GROWTH else 1
             wanted = cases(part, quick)
             data = str(generate(wanted[0].shape, Path(folder))) if part == "until" else ""
-            for _, plain in itertools.product(range(rounds), wanted):
+            for _, plain in itertools.product(range(repeats), wanted):
                 case = dataclasses.replace(plain, data=data)
                 record = records.record(part, case)
                 record.skipped = obstacle(case, python)
