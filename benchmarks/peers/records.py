@@ -65,7 +65,7 @@ class Records:
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     all: list[Record] = field(default_factory=list)
-    quality: dict[str, dict[str, float]] = field(default_factory=dict)
+    quality: dict[str, list[Figures]] = field(default_factory=dict)
 
     def of(self, part: str) -> list[Record]:
         """Returns the records of a part."""

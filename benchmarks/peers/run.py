@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.case import ROOT, Case, Shape, run
+from benchmarks.case import ROOT, Case, Figures, Shape, run
 from benchmarks.peers import page
 from benchmarks.peers.contestant import PEERS, Rows
 from benchmarks.peers.records import Records
@@ -132,8 +132,8 @@ def measure(
                 yield f"{part}/{record.label}  {shown}"
 
 
-def quality(data: Path, python: Path) -> dict[str, dict[str, float]]:
-    """Returns what `benchmarks.peers.quality` prints, by model."""
+def quality(data: Path, python: Path) -> dict[str, list[Figures]]:
+    """Returns what `benchmarks.peers.quality` prints, a run each, by model."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [str(python), "-m", "benchmarks.peers.quality", str(data.absolute())],
@@ -143,7 +143,7 @@ def quality(data: Path, python: Path) -> dict[str, dict[str, float]]:
         text=True,
         check=True,
     )
-    found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, list[Figures]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
