@@ -11,6 +11,8 @@ from benchmarks.peers.contestant import LABELS
 from recsys_compress.files import write_text
 
 FIGURES = "peers.json"
+MB = 1e6
+GROWING = {"rows": "rows of all tables", "features": "categorical features", "batch": "batch"}
 
 
 @dataclass(kw_only=True)
