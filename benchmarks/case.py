@@ -53,6 +53,7 @@ class Case:
         tuned: whether the process starts with the settings of `recsys_compress.runtime`.
         shape: the workload.
         data: folder of prepared data, where the case needs some.
+        seed: of first values, where it matters.
     """
 
     group: str
@@ -60,6 +61,7 @@ class Case:
     tuned: bool
     shape: Shape
     data: str = ""
+    seed: int = 0
 
     def dump(self) -> str:
         """Returns the case as JSON."""

@@ -94,6 +94,13 @@ def test_claims_beside_fuxictr(rate: float, holds: list[bool]) -> None:
     assert ("its optimizer's, which touches every row" in page.render(found)) is not all(holds)
 
 
+def test_runs_that_do_not_reach_a_target_are_counted() -> None:
+    case = Case(group="peers.until", name="full", tuned=True, shape=run.UNTIL)
+    record = Record(part="until", case=case, runs=[{"seconds": 2.0}, {}, {"seconds": 1.0}])
+    assert record.cell("seconds") == "2.0 (1.0-never)"
+    assert record.cell("steps") == "-"
+
+
 def test_what_does_not_fit_into_memory_is_left_out() -> None:
     huge = dataclasses.replace(run.SHAPE, rows=10**12)
     case = Case(group="peers.training", name="full", tuned=True, shape=huge)

@@ -153,10 +153,17 @@ def load(name: str) -> Any:
     return importlib.import_module(PEERS.get(name.split()[0], "benchmarks.peers.keyed"))
 
 
-def open_contestant(name: str, sizes: Sizes) -> AbstractContextManager[Contestant]:
-    """Returns a contestant, for a `with` statement; `name` is a key of `LABELS`."""
-    contestant: AbstractContextManager[Contestant] = load(name).contestant(name.split()[0], sizes)
-    return contestant
+def open_contestant(name: str, sizes: Sizes, seed: int = 0) -> AbstractContextManager[Contestant]:
+    """Returns a contestant, for a `with` statement.
+
+    Args:
+        name: a key of `LABELS`.
+        sizes: of the model.
+        seed: of its first values.
+    """
+    found: AbstractContextManager[Contestant]
+    found = load(name).contestant(name.split()[0], sizes, seed)
+    return found
 
 
 def size(path: Path) -> int:

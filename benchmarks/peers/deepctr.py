@@ -28,7 +28,7 @@ class DeepCtr:
     It has no linear part here and no L2 terms, by default over all rows, as the others have none.
     """
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, seed: int) -> None:
         self._sizes = sizes
         columns = [
             *(
@@ -46,6 +46,7 @@ class DeepCtr:
             l2_reg_linear=0,
             l2_reg_embedding=0,
             l2_reg_cross=0,
+            seed=seed,
         )
         self.model.compile("adam", "binary_crossentropy")  # at a rate of 1e-3
         self.optimizers: list[torch.optim.Optimizer] = [self.model.optim]
@@ -73,6 +74,6 @@ class DeepCtr:
 
 
 @contextlib.contextmanager
-def contestant(_kind: str, sizes: Sizes) -> Iterator[DeepCtr]:
+def contestant(_kind: str, sizes: Sizes, seed: int) -> Iterator[DeepCtr]:
     """Holds the contestant."""
-    yield DeepCtr(sizes)
+    yield DeepCtr(sizes, seed)

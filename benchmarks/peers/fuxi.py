@@ -93,8 +93,8 @@ def feature_map(
 class Fuxi:
     """FuxiCTR on the benchmark's data."""
 
-    def __init__(self, sizes: Sizes, folder: Path) -> None:
-        torch.manual_seed(0)
+    def __init__(self, sizes: Sizes, folder: Path, seed: int) -> None:
+        torch.manual_seed(seed)
         self._sizes = sizes
         vocabularies = dict(zip(sizes.names, sizes.tables, strict=True))
         features = feature_map(vocabularies, sizes.dense_names, sizes.dim, folder)
@@ -128,7 +128,7 @@ class Fuxi:
 
 
 @contextmanager
-def contestant(_kind: str, sizes: Sizes) -> Iterator[Fuxi]:
+def contestant(_kind: str, sizes: Sizes, seed: int) -> Iterator[Fuxi]:
     """Holds the contestant and its folder."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Fuxi(sizes, Path(folder))
+        yield Fuxi(sizes, Path(folder), seed)

@@ -107,8 +107,8 @@ class PlainTables(nn.Module):
 class Keyed:
     """DCN-V2 over tables of the kind "full", "unified", "stock", "sparse" or "dense"."""
 
-    def __init__(self, kind: str, sizes: Sizes) -> None:
-        torch.manual_seed(0)
+    def __init__(self, kind: str, sizes: Sizes, seed: int) -> None:
+        torch.manual_seed(seed)
         self._sizes = sizes
         self._configs = [
             EmbeddingBagConfig(
@@ -245,7 +245,7 @@ class Keyed:
 
 
 @contextmanager
-def contestant(kind: str, sizes: Sizes) -> Iterator[Keyed]:
+def contestant(kind: str, sizes: Sizes, seed: int) -> Iterator[Keyed]:
     """Holds a contestant and the process group that its tables need."""
     with quiet_process_group():
-        yield Keyed(kind, sizes)
+        yield Keyed(kind, sizes, seed)

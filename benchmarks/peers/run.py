@@ -119,8 +119,8 @@ def measure(
         for part in parts:
             wanted = cases(part, quick)
             data = str(generate(wanted[0].shape, Path(folder))) if part == "until" else ""
-            for _, plain in itertools.product(range(repeats), wanted):
-                case = dataclasses.replace(plain, data=data)
+            for seed, plain in itertools.product(range(repeats), wanted):
+                case = dataclasses.replace(plain, data=data, seed=seed)
                 record = records.record(part, case)
                 record.skipped = obstacle(case, python)
                 if record.skipped:

@@ -1,4 +1,4 @@
-"""CPU time of training until a validation AUC is reached, on generated data of known best AUC."""
+"""CPU time of training until validation AUCs are reached, on generated data of known best AUC."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from benchmarks.case import Case, Figures
 from benchmarks.peers.contestant import Rows, Sizes, open_contestant
 
-SHARE_OF_BEST = 0.9  # of the way from 0.5 to the best AUC there is
+SHARES = (0.85, 0.9)  # of the way from 0.5 to the best AUC there is; ascending
 EPOCHS = 3
 EVALUATIONS = 8  # in an epoch
 _EVALUATION_ROWS = 8192
@@ -18,22 +18,23 @@ _EVALUATION_ROWS = 8192
 def measure(case: Case) -> Figures:
     """Returns the CPU seconds of training on one thread, evaluation left out.
 
-    "seconds" and "steps" until the target is reached; neither, where it is not within `EPOCHS`.
-    "auc": the best on the validation rows. "target": the AUC asked for, "best": the one that the
-    true odds have.
+    For each of `SHARES` "target SHARE", the AUC asked for, and "seconds SHARE" and "steps SHARE"
+    until it is reached, which are not there where it is not within `EPOCHS`. "auc": the best on
+    the validation rows. "best": the one that the true odds have.
     """
     torch.set_num_threads(1)
     folder, shape = Path(case.data), case.shape
     train, valid = Rows.read(folder / "train"), Rows.read(folder / "valid")
     best = float((folder / "best").read_text(encoding="utf-8"))
-    target = 0.5 + SHARE_OF_BEST * (best - 0.5)
+    targets = {share: 0.5 + share * (best - 0.5) for share in SHARES}
     tables = tuple(int(n) for n in (folder / "tables").read_text(encoding="utf-8").split())
     sizes = Sizes(tables=tables, dim=shape.dim, dense=shape.dense)
     steps = len(train) // shape.batch
     between = max(1, steps // EVALUATIONS)
-    figures: Figures = {"best": best, "target": target, "auc": 0.0}
+    figures: Figures = {f"target {share}": target for share, target in targets.items()}
+    figures |= {"best": best, "auc": 0.0}
     spent = 0.0
-    with open_contestant(case.name, sizes) as own:
+    with open_contestant(case.name, sizes, case.seed) as own:
         for number in range(EPOCHS * steps):
             first = number % steps * shape.batch
             rows = train.part(first, first + shape.batch)
@@ -43,8 +44,12 @@ def measure(case: Case) -> Figures:
             if (number + 1) % between:
                 continue
             figures["auc"] = max(figures["auc"], auc(own, valid))
-            if figures["auc"] >= target:
-                return figures | {"seconds": spent, "steps": number + 1}
+            reached = [share for share, target in targets.items() if figures["auc"] >= target]
+            for share in reached:
+                figures.setdefault(f"seconds {share}", spent)
+                figures.setdefault(f"steps {share}", number + 1)
+            if len(reached) == len(SHARES):
+                return figures
     return figures
 
 
