@@ -242,6 +242,8 @@ class TrainConfig:
         checkpoint_steps: steps between checkpoints for resuming; 0 for none but at evaluations.
         background_checkpoints: whether checkpoints are written while training goes on, which takes
             memory for a second copy of what a process holds.
+        precision: of the layers' products in training. In "bf16" tables, all values that are kept,
+            the loss and evaluation stay in fp32.
         seed: of initial values and row order.
         threads: CPU threads; 0 for all.
         device: "cpu" or "cuda".
@@ -262,6 +264,7 @@ class TrainConfig:
     monitor: Literal["auc", "logloss"] = "auc"
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
     background_checkpoints: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["cpu", "cuda"] = "cpu"

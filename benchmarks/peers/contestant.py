@@ -24,11 +24,13 @@ LABELS = {
     "full fp32": "ours, full, fp32 artifact",
     "full int8": "ours, full, int8 artifact",
     "full int8 layers": "ours, full, int8 artifact, layers too",
+    "full bf16": "ours, full, layers trained in bf16",
     "unified": "ours, unified at 1/10 of the bytes",
     "unified fp32": "ours, unified at 1/10, fp32 artifact",
     "unified int8": "ours, unified at 1/10, int8 artifact",
     "unified int8 layers": "ours, unified at 1/10, int8 artifact, layers too",
     "stock": "TorchRec, 26 tables",
+    "stock bf16": "TorchRec, 26 tables, layers trained in bf16",
     "sparse": "torch, nn.EmbeddingBag(sparse), Adagrad",
     "dense": "torch, nn.Embedding, dense Adam",
     "fuxictr": "FuxiCTR",
@@ -162,7 +164,7 @@ def open_contestant(name: str, sizes: Sizes, seed: int = 0) -> AbstractContextMa
         seed: of its first values.
     """
     found: AbstractContextManager[Contestant]
-    found = load(name).contestant(name.split()[0], sizes, seed)
+    found = load(name).contestant(name, sizes, seed)
     return found
 
 

@@ -74,6 +74,6 @@ class DeepCtr:
 
 
 @contextlib.contextmanager
-def contestant(_kind: str, sizes: Sizes, seed: int) -> Iterator[DeepCtr]:
+def contestant(_name: str, sizes: Sizes, seed: int) -> Iterator[DeepCtr]:
     """Holds the contestant."""
     yield DeepCtr(sizes, seed)

@@ -128,7 +128,7 @@ class Fuxi:
 
 
 @contextmanager
-def contestant(_kind: str, sizes: Sizes, seed: int) -> Iterator[Fuxi]:
+def contestant(_name: str, sizes: Sizes, seed: int) -> Iterator[Fuxi]:
     """Holds the contestant and its folder."""
     with tempfile.TemporaryDirectory() as folder:
         yield Fuxi(sizes, Path(folder), seed)

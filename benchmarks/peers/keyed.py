@@ -105,10 +105,15 @@ class PlainTables(nn.Module):
 
 
 class Keyed:
-    """DCN-V2 over tables of the kind "full", "unified", "stock", "sparse" or "dense"."""
+    """DCN-V2 over tables of the kind "full", "unified", "stock", "sparse" or "dense".
 
-    def __init__(self, kind: str, sizes: Sizes, seed: int) -> None:
+    A kind followed by "bf16" has its layers trained in that.
+    """
+
+    def __init__(self, name: str, sizes: Sizes, seed: int) -> None:
         torch.manual_seed(seed)
+        kind, _, form = name.partition(" ")
+        self._bf16 = form == "bf16"
         self._sizes = sizes
         self._configs = [
             EmbeddingBagConfig(
@@ -144,8 +149,9 @@ class Keyed:
         """Takes a training step."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        logits = self.model(rows.dense, self._keyed(rows))
-        binary_cross_entropy_with_logits(logits, rows.labels).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            logits = self.model(rows.dense, self._keyed(rows))
+        binary_cross_entropy_with_logits(logits.float(), rows.labels).backward()
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -245,7 +251,7 @@ class Keyed:
 
 
 @contextmanager
-def contestant(kind: str, sizes: Sizes, seed: int) -> Iterator[Keyed]:
+def contestant(name: str, sizes: Sizes, seed: int) -> Iterator[Keyed]:
     """Holds a contestant and the process group that its tables need."""
     with quiet_process_group():
-        yield Keyed(kind, sizes, seed)
+        yield Keyed(name, sizes, seed)

@@ -33,6 +33,7 @@ SHAPE = Shape(warmup=1, steps=5)
 UNTIL = Shape(batch=1024, examples=165_000)
 QUICK = Shape(features=4, rows=40_000, dim=8, batch=256, dense=2, warmup=1, steps=2, examples=4000)
 CONTESTANTS = ("full", "unified", "stock", "sparse", "dense", "fuxictr", "deepctr")
+TRAINED = ("full", "full bf16", "unified", "stock", "stock bf16", *CONTESTANTS[3:])
 SERVED = (
     *("full fp32", "full int8", "full int8 layers"),
     *("unified fp32", "unified int8", "unified int8 layers"),
@@ -55,7 +56,7 @@ def cases(part: str, quick: bool) -> list[Case]:
     """Returns a part's cases; peers start as they are, and FuxiCTR in our settings too."""
     growth = QUICK_GROWTH if quick else GROWTH
     if part in ("training", "inference"):
-        shape, names = QUICK if quick else SHAPE, CONTESTANTS if part == "training" else SERVED
+        shape, names = QUICK if quick else SHAPE, TRAINED if part == "training" else SERVED
         found = [_case(part, name, shape) for name in names]
         extra = [case for case in found if case.name == "fuxictr" and part == "training"]
         return found + [dataclasses.replace(case, tuned=True) for case in extra]

@@ -117,7 +117,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         )
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Looks up and pools.
+        """Looks up and pools, within `torch.autocast` in fp32 too.
 
         Args:
             features: has a key for each feature of the logical tables, in any order, and may have
@@ -129,9 +129,10 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Raises:
             ValueError: a feature is missing, or an id lies outside its table.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            pooled = self._look_up(features)
-        output: KeyedTensor = self.output(pooled, features)
+        with torch.autocast(features.device().type, enabled=False):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                pooled = self._look_up(features)
+            output: KeyedTensor = self.output(pooled, features)
         if self.training and torch.is_grad_enabled() and not self.frozen:
             for hook in self.hooks():
                 hook.looked_up(features, output)

@@ -93,9 +93,12 @@ class Learner:
                 self._ranks.mean_(module.running_var)
 
     def _loss(self, batch: Batch) -> Tensor:
-        logits = self.built.model(batch.dense, batch.sparse)
+        built = self.built
+        bf16 = built.job.train.precision == "bf16"
+        with torch.autocast(built.device.type, torch.bfloat16, enabled=bf16):
+            logits = built.model(batch.dense, batch.sparse)
         total = binary_cross_entropy_with_logits(
-            logits, batch.labels, batch.weights, reduction="sum"
+            logits.float(), batch.labels, batch.weights, reduction="sum"
         )
         return total * (self._ranks.size / batch.total)
 

@@ -122,6 +122,15 @@ def test_shape_keys_and_type(name: str, optimizer: str) -> None:
 
 
 @every_method
+def test_autocast_leaves_tables_in_fp32(name: str) -> None:
+    collection, batch = make(name), make_batch(32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = collection(batch).values()
+    assert output.equal(collection(batch).values())
+    assert output.dtype == torch.float32
+
+
+@every_method
 @every_optimizer
 def test_empty_bags_give_zeros(name: str, optimizer: str) -> None:
     collection = make(name, optimizer)

@@ -103,6 +103,18 @@ def test_returns_one_logit_a_row_and_trains_every_parameter(config, num_dense):
     assert dead == []
 
 
+def test_bf16_layers_are_near_to_fp32_ones(config):
+    model = build_model(config, collection(), 3)
+    dense, sparse = torch.randn(BATCH, 3), bags()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(dense, sparse)
+    exact = model(dense, sparse)
+    assert not logits.float().equal(exact)
+    torch.testing.assert_close(logits.float(), exact, atol=0.02, rtol=0.02)
+    logits.float().sum().backward()
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_batch_norm_and_dropout_act_in_training_only(name):
     kind = type(getattr(ModelConfig(), name))

@@ -185,6 +185,21 @@ def test_the_best_weights_on_validation_are_kept(
     assert len(aucs) in (8, best + 1 + 2)
 
 
+@pytest.mark.parametrize("embedding", ["full", "low_rank-adam"])
+def test_layers_learn_in_bf16(
+    embedding: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    exact, rounded = (
+        train(make_job(synthetic_dataset, tmp_path, embedding, precision=precision))
+        for precision in ("fp32", "bf16")
+    )
+    assert rounded.test["auc"] != exact.test["auc"]
+    assert rounded.test["auc"] == pytest.approx(exact.test["auc"], abs=0.01)
+    weights = load_file(rounded.folder / "model.safetensors")
+    floating = {t.dtype for t in weights.values() if t.is_floating_point()}
+    assert floating == {torch.float32}
+
+
 def test_more_evaluations_than_epochs(synthetic_dataset: PreparedDataset, tmp_path: Path) -> None:
     result = train(make_job(synthetic_dataset, tmp_path, evals_per_epoch=3, patience=99))
     assert [round(entry["epoch"], 1) for entry in result.history] == [0.3, 0.7, 1, 1.3, 1.7, 2]
