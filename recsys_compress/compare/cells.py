@@ -96,6 +96,7 @@ def cells(study: Study) -> list[Cell]:
         Cell(entry=entry, model=model, budget=budget)
         for model in study.models or (None,)
         for entry in study.methods
+        if entry.models is None or model in entry.models
         for budget in budgets_of(study, entry)
     ]
     return sorted(found, key=lambda cell: cell.entry.after is not None)

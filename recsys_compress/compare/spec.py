@@ -84,6 +84,7 @@ class Entry:
         line: name of the line in the plots that its cells are points of; None for its own.
         published: test AUC that a paper prints, by budget ("" for none).
         seeds: of its own; None for the study's.
+        models: those of the study's that it is run with; None for all.
     """
 
     __pydantic_config__ = STRICT
@@ -98,6 +99,7 @@ class Entry:
     line: str | None = None
     published: dict[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
+    models: tuple[ModelName, ...] | None = None
 
     @property
     def stored_by(self) -> str:

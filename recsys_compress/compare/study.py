@@ -34,11 +34,17 @@ def load_study(path: Path) -> Study:
 def _check_entry(study: Study, entry: Entry, names: Sequence[str], where: str) -> None:
     if names.count(entry.name) > 1:
         raise UserError(f"{where} is there twice; give each a name of its own")
+    for model in entry.models or ():
+        if model not in study.models:
+            raise UserError(f"{where}: models: {model!r}; {nearest(model, study.models)}")
     if entry.after is not None:
         if entry.after not in names:
             raise UserError(f"{where}: after = {entry.after!r}; {nearest(entry.after, names)}")
-        if study.entry(entry.after).after is not None:
+        before = study.entry(entry.after)
+        if before.after is not None:
             raise UserError(f"{where}: after = {entry.after!r}, which is no training; name one")
+        if not set(entry.models or study.models) <= set(before.models or study.models):
+            raise UserError(f"{where}: after = {entry.after!r}, which has not all of its models")
     if entry.stored_by == PLAN and (entry.after is None or None in budgets_of(study, entry)):
         raise UserError(
             f"{where}: needs budgets, and `after`, the trained model that is planned on"

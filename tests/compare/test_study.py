@@ -79,6 +79,18 @@ def test_cells_are_methods_by_budgets(study: Study) -> None:
     assert trials(study, study.entry("unified"), None) == []
 
 
+def test_an_entry_may_be_for_some_of_the_models(tmp_path: Path) -> None:
+    text = STUDY.replace('title = "small"', 'title = "small"\nmodels = ["dcnv2", "deepfm"]')
+    text = text.replace('name = "hash"', 'name = "hash"\nmodels = ["deepfm"]')
+    study = load_study(written(tmp_path, text))
+    assert named(study, "hash") == ["deepfm: hash 0.5x", "deepfm: hash 0.1x"]
+    assert named(study, "full") == ["dcnv2: full", "deepfm: full"]
+    with pytest.raises(UserError, match="after = 'hash', which has not all of its models"):
+        load_study(written(tmp_path, text.replace('after = "full"', 'after = "hash"')))
+    with pytest.raises(UserError, match="models: 'deepfm'; known: dlrm"):
+        load_study(written(tmp_path, text.replace('"dcnv2", "deepfm"', '"dlrm"')))
+
+
 def test_a_run_is_a_command_that_gives_its_job(study: Study) -> None:
     unified = next(cell for cell in cells(study) if cell.name == "unified 0.1x")
     run = run_of(study, unified, {})
