@@ -1,5 +1,6 @@
 """Compressed tables that look like torchrec's `EmbeddingBagCollection`."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -129,7 +130,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Raises:
             ValueError: a feature is missing, or an id lies outside its table.
         """
-        with torch.autocast(features.device().type, enabled=False):
+        with _fp32(features.device()):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 pooled = self._look_up(features)
             output: KeyedTensor = self.output(pooled, features)
@@ -276,6 +277,16 @@ class CompressedEmbeddingBagCollection(nn.Module):
             .transpose(0, 1)
             .reshape(lookups.stride(), count * table.stored_dim)
         )
+
+
+def _fp32(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Returns within what nothing is rounded for speed, whatever goes on around it."""
+    # There is no autocast for tensors that hold nothing, as in a dry run.
+    return (
+        contextlib.nullcontext()
+        if device.type == "meta"
+        else torch.autocast(device.type, enabled=False)
+    )
 
 
 def _check_names(tables: Sequence[EmbeddingBagConfig]) -> None:
