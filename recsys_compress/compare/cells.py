@@ -36,10 +36,14 @@ class Cell:
     @property
     def name(self) -> str:
         """What claims and the command line call it."""
-        model = f"{self.model}: " if self.model else ""
+        return f"{self.model}: {self.label}" if self.model else self.label
+
+    @property
+    def label(self) -> str:
+        """The name without the model."""
         budget = f" {self.budget}" if self.budget else ""
         tried = "" if self.tried is None else f", try {self.tried + 1}"
-        return f"{model}{self.entry.name}{budget}{tried}"
+        return f"{self.entry.name}{budget}{tried}"
 
 
 @dataclass(frozen=True, kw_only=True)

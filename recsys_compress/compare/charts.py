@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from recsys_compress.byte_sizes import format_bytes
@@ -32,7 +32,7 @@ CLOSE = 0.02  # test AUC; what loses more has a panel of its own, so as not to f
 MANY = (*COLOURS, "#000000", "#882255", "#999933", "#6A51A3", "#8C510A")  # one a method
 PALE = ("#8FC1E3", "#F2B48A", "#8FD3B8", "#EBC3DA", "#F5D38A", "#BFE0F5", "#CFCFCF", "#CBA3BC")
 MIDDLE_GREY, PALE_GREY = "#BBBBBB", "#DDDDDD"
-CHOSEN = "Shown are the study's first row and the best within each budget"
+CHOSEN = "Shown are the study's first row and its model's best within each budget"
 Style = Mapping[str, Any]
 
 
@@ -73,14 +73,11 @@ def charts(summary: Summary) -> list[Chart]:
 
 
 def chosen(summary: Summary) -> list[Row]:
-    """Returns the first row and the winners: few enough to tell apart in one chart."""
-    rows = [*summary.rows[:1], *(winner.row for winner in summary.winners)]
+    """Returns the first row and its model's winners: few enough to tell apart in one chart."""
+    models = {row.cell.model for row in summary.rows[:1]}
+    won = [winner.row for winner in summary.winners if winner.row.cell.model in models]
+    rows = [*summary.rows[:1], *won]
     return list({row.cell.name: row for row in rows}.values())
-
-
-def named(row: Row) -> str:
-    """Returns a row's name without the model."""
-    return replace(row.cell, model=None).name
 
 
 def styles(study: Study) -> dict[str, Style]:
@@ -119,7 +116,7 @@ def _quality(summary: Summary, model: str | None) -> Chart:
         drawn = [_draw_quality(one, rows, look) for one in axes]
         if both:
             axes[0].set_title("all rows", fontsize=FONT)
-            axes[1].set_title(f"within {CLOSE:g} of {named(rows[0])}", fontsize=FONT)
+            axes[1].set_title(f"within {CLOSE:g} of {rows[0].cell.label}", fontsize=FONT)
             greatest = max(row.auc + row.margin for row in rows if row.auc > top - CLOSE)
             axes[1].set_ylim(top - CLOSE, greatest + 0.05 * (greatest - top + CLOSE))
         _below(figure, drawn[0], narrow=narrow)
@@ -132,7 +129,7 @@ def _quality(summary: Summary, model: str | None) -> Chart:
         "is what no other row beats in both bytes and AUC. Lines of one colour are of one method."
         + (" Hollow marks are what papers print for the same budget." if printed else ""),
         label=f"Test AUC against bytes of the embedding tables, {len(rows)} rows; on the Pareto "
-        f"front: {', '.join(named(row) for row in rows if row.on_front)}",
+        f"front: {', '.join(row.cell.label for row in rows if row.on_front)}",
         draw=draw,
     )
 
@@ -187,7 +184,7 @@ def _training(rows: Sequence[Row]) -> Chart | None:
                 share * record.figures["cpu_seconds"] / seconds for share, *_ in record.history
             ]
             losses = [loss for _, loss, *_ in record.history]
-            (legend[named(row)],) = axes.plot(times, losses, **_style(index))
+            (legend[row.cell.label],) = axes.plot(times, losses, **_style(index))
         axes.set(xlabel=f"{unit} of CPU time", ylabel="validation logloss")
         _below(figure, legend, narrow=narrow)
         return figure
@@ -199,7 +196,7 @@ def _training(rows: Sequence[Row]) -> Chart | None:
         "the steps; what compresses a trained model is shown without the training of that one.",
         label="Validation logloss against CPU time of "
         + ", ".join(
-            f"{named(row)} (from {record.history[0][1]:.3f} to {record.history[-1][1]:.3f})"
+            f"{row.cell.label} (from {record.history[0][1]:.3f} to {record.history[-1][1]:.3f})"
             for row, record in timed
         ),
         draw=draw,
@@ -209,12 +206,12 @@ def _training(rows: Sequence[Row]) -> Chart | None:
 def _memory(rows: Sequence[Row]) -> Chart | None:
     """Returns memory in training: of the process, and of tables and optimizer state."""
     peaks = [
-        Bar.of([(row.mean("peak_rss_bytes"), MIDDLE_GREY)], heading=named(row)) for row in rows
+        Bar.of([(row.mean("peak_rss_bytes"), MIDDLE_GREY)], heading=row.cell.label) for row in rows
     ]
     states = [
         Bar.of(
             [(row.mean("bytes.tables"), COLOURS[0]), (row.mean("bytes.optimizer"), COLOURS[4])],
-            heading=named(row),
+            heading=row.cell.label,
         )
         for row in rows
     ]
@@ -248,7 +245,7 @@ def _serving(summary: Summary, rows: Sequence[Row]) -> Chart | None:
         kinds = {"fp32": tables} | {
             kind: row.mean(f"{kind}.bytes") for kind in summary.records.study.storage
         }
-        heading = named(row)
+        heading = row.cell.label
         for kind, size in kinds.items():
             sizes = [(size, COLOURS[0]), (layers, MIDDLE_GREY)]
             bars.append(Bar.of(sizes, heading=heading, label=kind))
@@ -285,9 +282,9 @@ def _tables(rows: Sequence[Row]) -> Chart | None:
             Part(size=size, colour=PALE[i % len(PALE)], text=str(i + 1))
             for i, (_, size) in enumerate(groups)
         )
-        bars.append(Bar(parts=parts, heading=f"{named(row)}: {format_bytes(total)}"))
+        bars.append(Bar(parts=parts, heading=f"{row.cell.label}: {format_bytes(total)}"))
         key += [
-            [named(row), str(i + 1), name, f"{size:,}", f"{size / total:.1%}"]
+            [row.cell.label, str(i + 1), name, f"{size:,}", f"{size / total:.1%}"]
             for i, (name, size) in enumerate(groups)
         ]
     if not bars:
@@ -314,7 +311,7 @@ def _calibration(rows: Sequence[Row]) -> Chart | None:
     known = [(row, record) for row in rows if (record := _first(row, "calibration"))]
     if not known:
         return None
-    names = [f"{named(row)} ({_quality_of(row)})" for row, _ in known]
+    names = [f"{row.cell.label} ({_quality_of(row)})" for row, _ in known]
     rates = [rate for _, record in known for part in record.calibration for rate in part[:2]]
     top = 1.05 * max(*rates, 1e-6)
 

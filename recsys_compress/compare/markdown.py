@@ -17,8 +17,10 @@ def render(summary: Summary, charts: Sequence[Chart]) -> str:
     study = summary.records.study
     parts = [f"# {_plain(study.title)}", _plain(study.about), tables.missing(summary)]
     if summary.advice:
-        parts += ["## What to take"]
-        parts += [f"- **{_plain(title)}:** {_plain(said)}" for title, said in summary.advice]
+        parts += ["## What to take", _plain(tables.basis(summary))]
+        for title, said in summary.advice:
+            listed = "\n".join(f"- {_plain(sentence)}" for sentence in said)
+            parts += [f"**{_plain(title)}**", listed]
     parts += _section("Best by budget", tables.winners(summary))
     for chart in charts:
         parts += [f"## {_plain(chart.title)}", f"![{_plain(chart.label)}]({chart.name}.png)"]

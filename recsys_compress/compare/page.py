@@ -77,7 +77,10 @@ def _chart(chart: Chart) -> str:
 
 
 def _advice(summary: Summary) -> str:
-    return f"<h2>What to take</h2>\n{terms(summary.advice)}" if summary.advice else ""
+    if not summary.advice:
+        return ""
+    basis = _paragraph(tables.basis(summary))
+    return f"<h2>What to take</h2>\n{basis}\n{terms(summary.advice)}"
 
 
 def _commands(summary: Summary) -> str:

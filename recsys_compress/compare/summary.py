@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recsys_compress.config import load_job
 
 # Half the width of a 95 % interval of a mean in standard errors, by degrees of freedom (Student).
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+Advice = tuple[str, tuple[str, ...]]  # use, and sentences
 NO_LOSS = 0.001  # test AUC; what users of such models take for none
 
 
@@ -92,9 +94,9 @@ class Summary:
         beyond: cells that cannot be had, with the reason.
         missing: number of runs without figures.
         tried: trials by entry and model: settings, validation AUC and whether they were picked.
-        winners: by budget, from the largest; of the study's first model.
+        winners: by model and budget, from the largest.
         verdicts: of all claims.
-        advice: by use, in words: (title, sentence).
+        advice: by use, in words: (title, sentences); of the study's first model.
     """
 
     records: Records
@@ -104,7 +106,7 @@ class Summary:
     tried: tuple[tuple[Cell, float | None, bool], ...]
     winners: tuple[Winner, ...]
     verdicts: tuple[Verdict, ...]
-    advice: tuple[tuple[str, str], ...]
+    advice: tuple[Advice, ...]
 
 
 def summarize(records: Records) -> Summary:
@@ -123,17 +125,20 @@ def summarize(records: Records) -> Summary:
             run = records.run(cell)
             found += [] if run is None else [_row(records, cell, run, own)]
     rows = [replace(row, on_front=not any(_beats(r, row) for r in found)) for row in found]
-    first = [row for row in rows if row.cell.model == (study.models or (None,))[0]]
-    won = _winners(records, first)
+    by_model = {
+        model: [row for row in rows if row.cell.model == model] for model in study.models or (None,)
+    }
+    won = {model: _winners(records, own) for model, own in by_model.items()}
+    first = next(iter(by_model))
     return Summary(
         records=records,
         rows=tuple(rows),
         beyond=tuple(beyond),
         missing=missing,
         tried=tuple(_tried(records)),
-        winners=tuple(won),
+        winners=tuple(chain.from_iterable(won.values())),
         verdicts=tuple(verdicts(records)),
-        advice=tuple(_advice(records, first, won)),
+        advice=tuple(_advice(records, by_model[first], won[first])),
     )
 
 
@@ -160,7 +165,7 @@ def plain(summary: Summary) -> dict[str, Any]:
         "rows": rows,
         "winners": winners,
         "claims": [asdict(verdict) for verdict in summary.verdicts],
-        "advice": dict(summary.advice),
+        "advice": {title: list(said) for title, said in summary.advice},
         "beyond": {cell.name: reason for cell, reason in summary.beyond},
         "missing": summary.missing,
     }
@@ -244,9 +249,7 @@ def _tried(records: Records) -> Iterator[tuple[Cell, float | None, bool]]:
                 yield cell, auc, picks.get((name, model)) == cell.tried
 
 
-def _advice(
-    records: Records, rows: Sequence[Row], won: Sequence[Winner]
-) -> Iterator[tuple[str, str]]:
+def _advice(records: Records, rows: Sequence[Row], won: Sequence[Winner]) -> Iterator[Advice]:
     """Yields what to take for which use, as far as the figures say so."""
     whole = _whole(records, rows)
     if not won:
@@ -256,8 +259,10 @@ def _advice(
     small = min(enough, key=lambda row: row.bytes)
     yield (
         "As small as can be without a loss",
-        f"{_named(small)}: {_share(small, full)} of the bytes and {_gap(small, full)} AUC. The "
-        f"smallest that loses less than {NO_LOSS:g}.",
+        (
+            f"{_named(small, full)}: {small.bytes / full.bytes:.3g} of the bytes, the smallest "
+            f"that loses less than {NO_LOSS:g}.",
+        ),
     )
     for title, rivals in (
         ("The budget must hold while training too", [r for r in whole if r.in_training]),
@@ -265,7 +270,7 @@ def _advice(
     ):
         best = _by_budget(rivals, won, full)
         if best:
-            yield title, "; ".join(best) + "."
+            yield title, tuple(best)
     yield from _fast(records, whole, full)
     yield from _stored(records, whole)
 
@@ -277,14 +282,14 @@ def _by_budget(rivals: Sequence[Row], won: Sequence[Winner], full: Row) -> list[
         fitting = [r for r in rivals if r.bytes <= winner.bytes and r is not full]
         if fitting:
             row = max(fitting, key=lambda row: row.auc)
-            best.setdefault(f"{_named(row)} ({_gap(row, full)} AUC)", []).append(winner.budget)
-    return [f"at {', '.join(budgets)} {text}" for text, budgets in best.items()]
+            best.setdefault(_named(row, full), []).append(winner.budget)
+    return [f"At {', '.join(budgets)}: {text}." for text, budgets in best.items()]
 
 
-def _fast(records: Records, whole: Sequence[Row], full: Row) -> Iterator[tuple[str, str]]:
+def _fast(records: Records, whole: Sequence[Row], full: Row) -> Iterator[Advice]:
     """Yields which of the rows that lose little takes the least time to train."""
     spent = {
-        row.cell.name: _seconds(records.study, whole, row)
+        row.cell.label: _seconds(records.study, whole, row)
         for row in whole
         if row.bytes <= full.bytes / 2 and row.auc >= full.auc - 5 * NO_LOSS
     }
@@ -294,9 +299,11 @@ def _fast(records: Records, whole: Sequence[Row], full: Row) -> Iterator[tuple[s
         name = min(known, key=lambda name: known[name])
         yield (
             "Training time counts",
-            f"{name}: {known[name] / base:.2f} of the CPU time of {full.cell.name}, the least of "
-            f"those at half the bytes or less that lose at most {5 * NO_LOSS:g}, with the training "
-            "of a model that it begins with.",
+            (
+                f"{name}: {known[name] / base:.2f} of the CPU time of {full.cell.label}, the least "
+                f"of those at half the bytes or less that lose at most {5 * NO_LOSS:g}. The "
+                "training of a model that a row begins with counts.",
+            ),
         )
 
 
@@ -310,25 +317,20 @@ def _seconds(study: Study, rows: Sequence[Row], row: Row) -> float | None:
     return None if begun is None else own + begun
 
 
-def _stored(records: Records, whole: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _stored(records: Records, whole: Sequence[Row]) -> Iterator[Advice]:
     """Yields what the storage types cost at serving."""
     told = []
     for kind in records.study.storage:
         costs = [row.costs[kind] for row in whole if kind in row.costs]
         if costs:
             middle = statistics.mean(costs)
-            told.append(f"{kind} costs {max(costs):.4f} AUC at most, {middle:.4f} in the mean")
+            told.append(
+                f"{kind} costs {max(costs):.4f} AUC at most, {middle:.4f} in the mean, whatever "
+                "the method."
+            )
     if told:
-        yield "What is served is to be small", "; ".join(told) + ", whatever the method."
+        yield "What is served is to be small", tuple(told)
 
 
-def _named(row: Row) -> str:
-    return f"{row.cell.name} ({format_bytes(row.bytes)})"
-
-
-def _share(row: Row, full: Row) -> str:
-    return f"{row.bytes / full.bytes:.3g}"
-
-
-def _gap(row: Row, full: Row) -> str:
-    return f"{row.auc - full.auc:+z.4f}"
+def _named(row: Row, full: Row) -> str:
+    return f"{row.cell.label} ({format_bytes(row.bytes)}, {row.auc - full.auc:+z.4f} AUC)"

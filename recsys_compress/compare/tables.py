@@ -40,23 +40,32 @@ def missing(summary: Summary) -> str:
     return f"{runs} no figures yet: rows without any are left out, others are of fewer seeds."
 
 
+def basis(summary: Summary) -> str:
+    """Returns a sentence about what advice is of; nothing where there is one model."""
+    models = summary.records.study.models
+    return f"By the rows of {models[0]}." if len(models) > 1 else ""
+
+
 def winners(summary: Summary) -> Table:
-    """Returns the best within each budget, and what is as good."""
+    """Returns the best within each budget, and what is as good; by model where there are more."""
+    several = len(summary.records.study.models) > 1
     return Table(
         titles=(
+            *(("model",) if several else ()),
             *("budget", "bytes", "best", "its bytes", "test AUC", "95 %", "against the first"),
             "no worse, as far as the seeds can tell",
         ),
         rows=[
             [
+                *([str(winner.row.cell.model)] if several else []),
                 winner.budget,
                 f"{winner.bytes:,}",
-                winner.row.cell.name,
+                winner.row.cell.label,
                 f"{winner.row.bytes:,.0f}",
                 f"{winner.row.auc:.4f}",
                 interval(winner.row),
                 f"{-winner.lost:+z.4f}",
-                "; ".join(row.cell.name for row in winner.ties),
+                "; ".join(row.cell.label for row in winner.ties),
             ]
             for winner in summary.winners
         ],

@@ -63,7 +63,11 @@ def write_page(plan: Plan, path: Path) -> None:
         "The best plans at all sizes, as predicted.",
     )
     parts = [
-        *(terms(_facts(plan)), "<h2>Quality against bytes</h2>", shown),
+        *(
+            terms([(name, (fact,)) for name, fact in _facts(plan)]),
+            "<h2>Quality against bytes</h2>",
+            shown,
+        ),
         *("<h2>Tables</h2>", table(_COLUMNS, _cells(plan), "Tables", sortable=True)),
     ]
     write_text(path, page("Budget plan", parts))

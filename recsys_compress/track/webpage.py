@@ -19,6 +19,7 @@ h3 { font-size: 1.1rem }
 p, dd, figcaption { max-width: 48rem }
 dt { font-weight: 600; margin-top: .6rem }
 dd { margin-left: 0 }
+dd + dd { margin-top: .2rem }
 figure { margin: 1rem 0 }
 figcaption { color: #444 }
 svg { display: block; width: 100%; height: auto; max-width: 62rem }
@@ -135,10 +136,13 @@ def table(
     )
 
 
-def terms(pairs: Sequence[tuple[str, str]]) -> str:
-    """Returns a list of terms, each with what is said of it, as plain text."""
-    told = "\n".join(f"<dt>{plain(term)}</dt><dd>{plain(said)}</dd>" for term, said in pairs)
-    return f"<dl>\n{told}\n</dl>"
+def terms(pairs: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Returns a list of terms, each with the sentences about it, as plain text."""
+    told = (
+        f"<dt>{plain(term)}</dt>" + "".join(f"<dd>{plain(sentence)}</dd>" for sentence in said)
+        for term, said in pairs
+    )
+    return "\n".join(["<dl>", *told, "</dl>"])
 
 
 def picture(draw: Draw, name: str, label: str, caption: str) -> str:

@@ -69,7 +69,7 @@ def test_a_page_has_all_that_was_found(page: str, summary: Summary) -> None:
         assert row.cell.name in shown.text
         assert "\n".join(row.commands) in shown.text
         assert f"{row.auc:.4f}" in shown.text
-    told = [said for advice in summary.advice for said in advice]
+    told = [said for title, sentences in summary.advice for said in (title, *sentences)]
     told += [claim.text for claim in STUDY.claims]
     told += ["DOES NOT HOLD", "budget of 9 bytes is out of reach; name more"]
     told += ["learning_rate = 0.01", "torch 2", "0.8100", STUDY.about]

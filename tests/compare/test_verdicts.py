@@ -124,19 +124,20 @@ def test_advice_is_by_use() -> None:
     found = records(full=(0.9, 0.9, 0.9), hash_05x=(0.89, 0.89, 0.89))
     add(found, NAMED["low_rank, after 0.5x"], 0.902, 0.902, 0.902)
     told = dict(summarize(found).advice)
-    assert "low_rank, after 0.5x" in told["As small as can be without a loss"]
-    assert "hash 0.5x" in told["The budget must hold while training too"]
-    assert "low_rank" not in told["The budget must hold while training too"]
-    assert "low_rank, after 0.5x" in told["There is a trained model to start from"]
+    assert told["As small as can be without a loss"][0].startswith("low_rank, after 0.5x (500 B, +")
+    (held,) = told["The budget must hold while training too"]
+    assert held == "At 1x, 0.5x: hash 0.5x (500 B, -0.0100 AUC)."
+    (begun,) = told["There is a trained model to start from"]
+    assert begun == "At 1x, 0.5x: low_rank, after 0.5x (500 B, +0.0020 AUC)."
 
 
 def test_the_time_of_a_row_has_that_of_the_model_that_it_begins_with() -> None:
     found = Records(STUDY)
     for name, seconds in (("full", 100.0), ("low_rank, after 0.5x", 20.0), ("hash 0.5x", 110.0)):
         add(found, NAMED[name], 0.9, 0.9, 0.9, cpu_seconds=seconds)
-    assert dict(summarize(found).advice)["Training time counts"].startswith("hash 0.5x: 1.10 of")
+    assert dict(summarize(found).advice)["Training time counts"][0].startswith("hash 0.5x: 1.10 of")
     add(found, NAMED["hash 0.5x"], 0.9, 0.9, 0.9, cpu_seconds=130.0)
-    told = dict(summarize(found).advice)["Training time counts"]
+    (told,) = dict(summarize(found).advice)["Training time counts"]
     assert told.startswith("low_rank, after 0.5x: 1.20 of")
 
 
