@@ -7,6 +7,7 @@ One process is a world of one: the same fused kernels, the same code path as man
 import contextlib
 import datetime
 import functools
+import gc
 import logging
 import os
 import sys
@@ -77,6 +78,9 @@ def process_group(device: str = "cpu", timeout: int = 600) -> Iterator[Ranks]:
                 dist.barrier()
     finally:
         dist.destroy_process_group()
+        # Sharded modules are cycles that hold the group. Its threads must end before the
+        # interpreter: one that lets go of a tensor while it ends aborts the process.
+        gc.collect()
         sys.excepthook = hook
 
 

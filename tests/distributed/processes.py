@@ -82,13 +82,18 @@ def finish(processes: list[subprocess.Popen[str]], seconds: float = _SECONDS) ->
 def run(module: str, size: int, **arguments: Any) -> list[Any]:
     """Runs `module.main(**arguments)` in several processes; returns what each returns, as JSON.
 
+    It must leave no thread of the process group: one that is at work when the interpreter ends
+    aborts the process now and then.
+
     Raises:
         AssertionError: a process failed; its standard error is the message.
     """
     code = (
-        "import json, sys, torch; torch.set_num_threads(1);"
+        "import json, sys, torch; from pathlib import Path; torch.set_num_threads(1);"
         f"from {module} import main; result = main(**json.loads(sys.argv[1]));"
-        "print(json.dumps(result))"
+        "print(json.dumps(result));"
+        "names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')];"
+        "assert not [name for name in names if 'gloo' in name], names"
     )
     found = finish(start(["-c", code, json.dumps(arguments)], size))
     assert {done.status for done in found} == {0}, "\n".join(
