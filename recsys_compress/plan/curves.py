@@ -42,14 +42,6 @@ class Estimate:
         """The rise."""
         return self.method + self.storage
 
-    def plus(self, other: "Estimate") -> "Estimate":
-        """Returns the estimate of two changes that do not act on each other."""
-        return Estimate(
-            method=self.method + other.method,
-            storage=self.storage + other.storage,
-            error=(self.error**2 + other.error**2) ** 0.5,
-        )
-
 
 class Evidence(Protocol):
     """Where estimates come from.
