@@ -222,6 +222,11 @@ class EmbeddingConfig:
     seed: int = 0
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def stored_by(self) -> str:
+        """The method, or "plan" where a plan has the say."""
+        return "plan" if self.plan else self.method
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:

@@ -56,7 +56,7 @@ class Artifact:
         hash_version: version of the hash of raw values.
         run: id of the run it comes from.
         dataset: checksum of the data that it was trained on.
-        method: that stores the tables.
+        method: that stores the tables; "plan" for that of a plan.
         schema: the features.
         inputs: the raw columns that they are made of.
         storage: storage type of each merged table.

@@ -85,7 +85,7 @@ def export(
             hash_version=dataset.manifest.hash_version,
             run=str(result["run_id"]),
             dataset=dataset.checksum,
-            method=job.embedding.method,
+            method=job.embedding.stored_by,
             schema=dataset.schema,
             inputs=inputs,
             storage=served.stored.types,

@@ -158,9 +158,8 @@ class Trainer:
     def name(self) -> str:
         """A readable name, like "dcnv2-unified-10x-s0"."""
         job = self.job
-        method = "plan" if job.embedding.plan else job.embedding.method
         return job.tracking.run_name or (
-            f"{job.model.name}-{method}-{self.size.ratio:.3g}x-s{job.train.seed}"
+            f"{job.model.name}-{job.embedding.stored_by}-{self.size.ratio:.3g}x-s{job.train.seed}"
         )
 
     @property

@@ -19,6 +19,7 @@ from recsys_compress.plan.planner import make_plan, plan_within, prepare
 from recsys_compress.plan.report import plain, write_page
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
+from recsys_compress.serve.export import export
 from recsys_compress.train.build import build, logical_tables
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.post import load_run
@@ -61,6 +62,8 @@ def test_predicted_serving_bytes_are_those_of_what_is_served(
         storage = StoragePlan.planned(built.embeddings)
         served = quantize(built.embeddings, storage, built.table_weights())
     assert sum(w.nbytes for w in served.state_dict().values()) == plan.sizes.serving
+    artifact = export(result.folder, tmp_path / "served", None)
+    assert (artifact.method, artifact.bytes["tables"]) == ("plan", plan.sizes.serving)
     stored = {
         name: table.options.storage
         for table in built.embeddings.merged_tables()
