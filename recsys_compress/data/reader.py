@@ -109,9 +109,8 @@ class Reader:
         for step in range(start, len(self)):
             total = self._total(step)
             own = _share(total, self._rank, self._world_size)
-            size = -(-total // self._streams)
             parts = []
-            for stream in range(own.start // size, -(-own.stop // size) if own else 0):
+            for stream in _sharers(own, total, self._streams):
                 theirs = _share(total, stream, self._streams)
                 if stream not in opened:
                     opened[stream] = self._stream(epoch, stream, sequence, step)
@@ -151,12 +150,10 @@ class Reader:
     def _extent(self, stream: int, buffer: int, steps: int) -> tuple[int, int]:
         """Returns first and last + 1 of a buffer's rows in the epoch's sequence."""
         whole, rest = divmod(self._rows, self._batch_size)
-        sizes = [len(_share(self._batch_size, s, self._streams)) for s in range(stream + 1)]
-        rests = [len(_share(rest, s, self._streams)) for s in range(stream + 1)]
-        start = whole * sum(sizes[:-1]) + sum(rests[:-1])
-        stop = start + whole * sizes[-1] + rests[-1]
-        first = start + buffer * steps * sizes[-1]
-        return first, min(first + steps * sizes[-1], stop)
+        each = _share(self._batch_size, stream, self._streams)
+        last = _share(rest, stream, self._streams)
+        first = whole * each.start + last.start + buffer * steps * len(each)
+        return first, min(first + steps * len(each), whole * each.stop + last.stop)
 
     def _sequence(self, epoch: int) -> tuple[Positions, Positions]:
         """Returns the row groups in the order of an epoch, and where each ends, in rows."""
@@ -190,9 +187,26 @@ class Reader:
 
 
 def _share(rows: int, number: int, count: int) -> range:
-    """Returns which of a batch's rows are share `number` of `count`; the last ones lack some."""
-    size = -(-rows // count)
-    return range(min(number * size, rows), min((number + 1) * size, rows))
+    """Returns which of a batch's rows are share `number` of `count`; the first ones have one more.
+
+    The share of a smaller batch is never larger: what a stream has for a batch is enough.
+    """
+    size, longer = divmod(rows, count)
+    start = number * size + min(number, longer)
+    return range(start, start + size + (number < longer))
+
+
+def _sharers(own: range, rows: int, count: int) -> range:
+    """Returns which of the `count` shares of a batch's rows have some of `own`."""
+    if not own:
+        return range(0)
+    size, longer = divmod(rows, count)
+
+    def sharer(row: int) -> int:
+        within = row // (size + 1)  # as if all had one more
+        return within if within < longer else (row - longer) // size
+
+    return range(sharer(own.start), sharer(own.stop - 1) + 1)
 
 
 class _BatchMaker:
