@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
@@ -55,6 +55,7 @@ class Trained:
             None where it is not known.
         curvature: from a logical table's name to what changes of its vectors cost, which is
             measured for all tables when the first is asked for; None where it cannot be.
+        widths: from a logical table's name to the width of its vectors; D where it is not there.
     """
 
     vectors: Callable[[str], Tensor]
@@ -63,6 +64,7 @@ class Trained:
     losses: Callable[[str], Tensor] | None = None
     weights: Callable[[str], Tensor] | None = None
     curvature: Callable[[str], Curvature] | None = None
+    widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

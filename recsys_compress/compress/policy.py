@@ -179,7 +179,8 @@ class Policy:
             trained: the same tables as methods see them.
 
         Raises:
-            UserError: a method cannot take over what another has trained.
+            UserError: a method cannot take over what another has trained, or vectors have another
+                width than their table.
         """
         same = {
             tuple(t.name for t in a.tables): (a.rule.method, given)
@@ -189,6 +190,7 @@ class Policy:
         for a in self.assign(tables):
             method, given = same.get(tuple(t.name for t in a.tables), (None, Values()))
             if method != a.rule.method:  # else they are as they were
+                _check_widths(a.tables, trained.widths)
                 method, given = a.rule.method.adopt(
                     a.tables, trained, a.rule.budget_bytes, a.rule.options
                 )
@@ -316,3 +318,13 @@ def make_rule(name: str, config: EmbeddingConfig, table: str | None = None) -> R
         options=TableOptions(**options),
         table=table,
     )
+
+
+def _check_widths(tables: Sequence[EmbeddingBagConfig], widths: Mapping[str, int]) -> None:
+    for table in tables:
+        width = widths.get(table.name, table.embedding_dim)
+        if width != table.embedding_dim:
+            raise UserError(
+                f"table {table.name!r}: has trained vectors of width {width}, and embedding.dim is "
+                f"{table.embedding_dim}; train a model whose vectors have that width"
+            )

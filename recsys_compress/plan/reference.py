@@ -2,22 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress.method import Trained
 from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
-from recsys_compress.errors import UserError
 from recsys_compress.plan.curves import ReferenceEvidence
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.track.progress import ProgressListener
 from recsys_compress.train.build import Built, logical_tables
 from recsys_compress.train.curvature import measure
-from recsys_compress.train.handover import table_moments
+from recsys_compress.train.handover import check_tables, table_moments
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
@@ -89,35 +86,3 @@ def short_run(job: Job, epochs: int) -> Path:
     if result.interrupted:
         raise KeyboardInterrupt  # its folder has a checkpoint, and no model yet
     return result.folder
-
-
-def check_tables(
-    tables: Sequence[EmbeddingBagConfig], others: Sequence[EmbeddingBagConfig], folder: Path
-) -> None:
-    """Refuses a run whose logical tables are not those of the job.
-
-    Args:
-        tables: of the job.
-        others: of the run.
-        folder: of the run, for messages.
-
-    Raises:
-        UserError: a table is missing on either side, or its rows or width differ.
-    """
-    found = {table.name: table for table in others}
-    for table in tables:
-        other = found.pop(table.name, None)
-        if other is None:
-            raise UserError(f"run {folder}: has no table {table.name!r}; name a run of this data")
-        for key in ("num_embeddings", "embedding_dim"):
-            mine, its = getattr(table, key), getattr(other, key)
-            if mine != its:
-                raise UserError(
-                    f"run {folder}: table {table.name!r} has {key} = {its:,} there and {mine:,} in "
-                    "the job; name a run of the same data and embedding.dim"
-                )
-    if found:
-        raise UserError(
-            f"run {folder}: has a table {min(found)!r} that the job's data has not; name a run of "
-            "this data"
-        )

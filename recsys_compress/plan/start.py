@@ -5,9 +5,8 @@ from pathlib import Path
 from recsys_compress.compress.policy import resolve
 from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
-from recsys_compress.plan.reference import check_tables
 from recsys_compress.train.build import logical_tables
-from recsys_compress.train.handover import Start, hand_over
+from recsys_compress.train.handover import Start, check_tables, hand_over
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 

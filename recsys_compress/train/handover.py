@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from recsys_compress.compress.policy import Policy
 from recsys_compress.compress.spectrum import Item
 from recsys_compress.compress.tensors import below
 from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
 from recsys_compress.train.build import EMBEDDINGS, Built
 from recsys_compress.train.curvature import measure
@@ -41,13 +43,31 @@ class Start:
 
     @torch.no_grad()
     def write(self, built: Built) -> None:
-        """Overwrites the weights of a model that was built for the same policy."""
+        """Overwrites the weights of a model that was built for the same policy.
+
+        Raises:
+            UserError: its other weights are not those of the trained model.
+        """
         state = built.state()
-        write({name: state[name] for name in self.model}, self.model)
+        model = {name: value for name, value in state.items() if not name.startswith(EMBEDDINGS)}
+        self._check(model)
+        write(model, self.model)
         tables = built.table_weights()
         built.embeddings.write(self.tables, tables)
         if Ranks.current().size > 1:  # else they were the live ones
             write(below(EMBEDDINGS, state), tables)
+
+    def _check(self, model: Mapping[str, Tensor]) -> None:
+        for name in sorted(model.keys() | self.model.keys()):
+            mine, its = (
+                tuple(found[name].shape) if name in found else "no" for found in (model, self.model)
+            )
+            if mine != its:
+                raise UserError(
+                    f"weights {name}: the trained model has {its} values and the job's {mine}; "
+                    "leave the settings of [model] as they were, and have methods give vectors of "
+                    "the trained width"
+                )
 
 
 def hand_over(
@@ -85,6 +105,7 @@ def hand_over(
             layers=tuple(layers),
             losses=None if losses is None else losses.__getitem__,
             weights=lambda name: torch.tensor(dataset.frequencies(name)),
+            widths={c.name: c.embedding_dim for c in embeddings.embedding_bag_configs()},
             curvature=curvature or curvatures(built, dataset),
         ),
     )
@@ -111,3 +132,35 @@ def table_moments(built: Built, dataset: PreparedDataset, table: str) -> Moments
     moments = Moments.zeros(vectors.shape[1])
     moments.add(vectors, torch.tensor(dataset.frequencies(table)))
     return moments
+
+
+def check_tables(
+    tables: Sequence[EmbeddingBagConfig], others: Sequence[EmbeddingBagConfig], folder: Path
+) -> None:
+    """Refuses a run whose logical tables are not those of the job.
+
+    Args:
+        tables: of the job.
+        others: of the run.
+        folder: of the run, for messages.
+
+    Raises:
+        UserError: a table is missing on either side, or its rows or width differ.
+    """
+    found = {table.name: table for table in others}
+    for table in tables:
+        other = found.pop(table.name, None)
+        if other is None:
+            raise UserError(f"run {folder}: has no table {table.name!r}; name a run of this data")
+        for key in ("num_embeddings", "embedding_dim"):
+            mine, its = getattr(table, key), getattr(other, key)
+            if mine != its:
+                raise UserError(
+                    f"run {folder}: table {table.name!r} has {key} = {its:,} there and {mine:,} in "
+                    "the job; name a run of the same data and embedding.dim"
+                )
+    if found:
+        raise UserError(
+            f"run {folder}: has a table {min(found)!r} that the job's data has not; name a run of "
+            "this data"
+        )

@@ -36,7 +36,7 @@ from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.folder import JOB, TABLES, read_policy, read_result
-from recsys_compress.train.handover import Start, hand_over, table_moments
+from recsys_compress.train.handover import Start, check_tables, hand_over, table_moments
 from recsys_compress.train.shard import process_group
 
 # Training rows on which it is measured what cutting a table or layer would cost, and what goes
@@ -81,13 +81,16 @@ def compress(
     with process_group():
         built, dataset = load_run(folder)
         job = load_job(folder / JOB, overrides)
-        embedding = dataclasses.replace(job.embedding, method=method, budget=budget)
+        # What a plan says is what the trained tables are, not what they become.
+        embedding = dataclasses.replace(job.embedding, method=method, budget=budget, plan=None)
         job = dataclasses.replace(
             job,
             embedding=embedding,
             tracking=dataclasses.replace(job.tracking, run_name=None),
         )
-        tables = logical_tables(dataset.schema, embedding.dim)
+        wanted = PreparedDataset.open(job.data.path).schema
+        tables = logical_tables(wanted, embedding.dim)
+        check_tables(tables, logical_tables(dataset.schema, built.job.embedding.dim), folder)
         if budget is not None and method_class(method).whole_model:
             moments = layer_moments(built, dataset)
             spectra = {name: Spectrum.of(found) for name, found in moments.items()}

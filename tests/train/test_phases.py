@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from recsys_compress.compress.method import method_name
 from recsys_compress.compress.policy import resolve
 from recsys_compress.compress.size import DATA_TYPE_BITS
 from recsys_compress.compress.storage import StoragePlan
@@ -183,6 +185,50 @@ def test_what_cannot_be_taken_over_is_one_clear_error(
 ) -> None:
     with pytest.raises(UserError, match=message):
         compress(full_run.folder, method, budget)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("embedding.dim=4", "has embedding_dim = 8 there and 4 in the job"),
+        ("model.dcnv2.hidden=[7]", r"weights deep\.\d\.\w+: the trained model has"),
+        ("model.name=deepfm", "leave the settings of .model. as they were"),
+        # Two probes of 2 dims give vectors of width 4, for a model that was trained with 8.
+        ("embedding.methods.unified={num_probes=2, probe_dim=2}", r"weights cross\.0\.bias"),
+    ],
+)
+def test_a_trained_model_goes_on_as_the_model_that_it_is(
+    setting: str, message: str, full_run: RunResult, tmp_path: Path
+) -> None:
+    def fine_tune() -> None:
+        sets = [f"train.output={tmp_path}", setting]
+        job, start = compress(full_run.folder, "unified", "0.5x", sets)
+        train(job, start=start)
+
+    with pytest.raises(UserError, match=message):
+        fine_tune()
+
+
+def test_vectors_of_another_width_than_their_tables_are_not_taken_over(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = make_job(synthetic_dataset, tmp_path, "unified", epochs=1)
+    narrow = {"unified": {"num_probes": 2, "probe_dim": 2}}
+    embedding = dataclasses.replace(job.embedding, budget="0.2x", methods=narrow)
+    run = train(dataclasses.replace(job, embedding=embedding))
+    with pytest.raises(UserError, match="has trained vectors of width 4, and "):
+        compress(run.folder, "hash", "0.1x")
+
+
+def test_a_run_by_a_plan_is_compressed_by_what_is_asked(
+    full_run: RunResult, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(full_run.folder, tmp_path / "run"))
+    text = (folder / "job.toml").read_text(encoding="utf-8")
+    planned = text.replace("[embedding]\n", '[embedding]\nplan = "plan.toml"\n')
+    (folder / "job.toml").write_text(planned, encoding="utf-8")
+    job, start = compress(folder, "hash", "0.5x")
+    assert (job.embedding.plan, method_name(start.policy.default.method)) == (None, "hash")
 
 
 def test_a_damaged_run_is_refused(full_run: RunResult, tmp_path: Path) -> None:
