@@ -208,7 +208,8 @@ class _Pending:
 def load_newest(folder: Path, ranks: Ranks | None = None) -> Checkpoint:
     """Returns the newest checkpoint of a run that is whole, the same in all processes.
 
-    What a killed process left unfinished is removed.
+    What a killed process left unfinished is removed, and so are newer ones that are damaged: they
+    would stand in the way of whole ones.
 
     Raises:
         UserError: there is none.
@@ -217,6 +218,7 @@ def load_newest(folder: Path, ranks: Ranks | None = None) -> Checkpoint:
     if ranks.first:
         for left in folder.glob(".step-*"):
             shutil.rmtree(left, ignore_errors=True)
+    damaged: list[Path] = []
     for path in reversed(ranks.agree(_steps(folder))):
         state, whole = {}, False
         try:
@@ -228,7 +230,11 @@ def load_newest(folder: Path, ranks: Ranks | None = None) -> Checkpoint:
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             pass
         if all(ranks.gather(whole)):
+            if ranks.first:
+                for newer in damaged:
+                    shutil.rmtree(newer, ignore_errors=True)
             return Checkpoint(path=path, state=state)
+        damaged.append(path)
     raise UserError(f"{folder}: holds no whole checkpoint; start the run anew")
 
 

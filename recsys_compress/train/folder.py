@@ -1,14 +1,18 @@
 """What lies in a run's folder."""
 
 import json
+from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from recsys_compress.compress.policy import Policy
 from recsys_compress.compress.size import SizeReport
-from recsys_compress.config import Job, dump_job
+from recsys_compress.config import Job, dump_job, load_job
+from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_folder, write_text
+from recsys_compress.train.state import Progress
 
 JOB = "job.toml"
 MODEL = "model.safetensors"  # weights that were best on validation
@@ -16,6 +20,7 @@ LOWERING = "lowering.json"  # the policy of the trained model, as `Policy.descri
 SIZE = "size.json"
 RESULT = "result.json"
 TABLES = "tables-{}.safetensors"  # the tables in another storage type
+KEPT = ("model", "embedding", "data.streams", "train.batch_size", "train.seed")  # keys of the job
 
 
 def write_folder(folder: Path, job: Job, size: SizeReport, policy: list[dict[str, Any]]) -> None:
@@ -27,6 +32,45 @@ def write_folder(folder: Path, job: Job, size: SizeReport, policy: list[dict[str
     with atomic_folder(folder) as temporary:
         (temporary / JOB).write_text(dump_job(job), encoding="utf-8")
         write_size(temporary, size, policy)
+
+
+def go_on(
+    folder: Path, job: Job, progress: Progress, dataset: PreparedDataset, *, first: bool
+) -> None:
+    """Writes the job by which a run goes on.
+
+    Args:
+        folder: of the run.
+        job: may differ from the one that it began by, but for what a run keeps to its end.
+        progress: how far it is.
+        dataset: of the job.
+        first: whether this process writes; all check.
+
+    Raises:
+        UserError: the data, or what a run keeps, is another.
+    """
+    began = load_job(folder / JOB)
+    for key in KEPT:
+        was, now = (attrgetter(key)(one) for one in (began, job))
+        if is_dataclass(was):
+            differing = (
+                f.name for f in fields(was) if getattr(was, f.name) != getattr(now, f.name)
+            )
+            if (name := next(differing, None)) is None:
+                continue
+            key, was, now = f"{key}.{name}", getattr(was, name), getattr(now, name)
+        if was != now:
+            raise UserError(
+                f"{key} = {now!r}: the run {folder} has {was!r}, and keeps it to its end; leave "
+                "it, or start a new run"
+            )
+    if progress.dataset and progress.dataset != dataset.checksum:
+        raise UserError(
+            f"data.path = {job.data.path!r}: is other data than the run {folder} began with; name "
+            "that, or start a new run"
+        )
+    if first:
+        write_text(folder / JOB, dump_job(job))
 
 
 def write_size(folder: Path, size: SizeReport, policy: list[dict[str, Any]]) -> None:

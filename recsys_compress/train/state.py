@@ -13,6 +13,7 @@ class Progress:
 
     Attributes:
         run_id: 32 hexadecimal digits.
+        dataset: checksum of its data.
         step: training steps done.
         rows: training rows seen.
         train_seconds: spent on them, evaluation left out.
@@ -28,6 +29,7 @@ class Progress:
     """
 
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    dataset: str = ""
     step: int = 0
     rows: int = 0
     train_seconds: float = 0.0

@@ -39,6 +39,7 @@ class Learner:
         self._ranks = ranks
         self._search_batches = search
         self._penalty = Penalty(built.job.embedding.l2, built.embeddings)
+        self._norms = [m for m in built.model.modules() if isinstance(m, nn.BatchNorm1d)]
         self.set_modes()
 
     def set_modes(self) -> None:
@@ -48,8 +49,7 @@ class Learner:
         """
         self.built.model.train()
         if self._phase.freeze_model:
-            for module in _batch_norms(self.built.model):
-                module.eval()
+            self._learn_statistics(False)
             tables = {id(parameter) for parameter in self.built.embeddings.parameters()}
             for parameter in self.built.optimizers.dense_parameters:
                 parameter.requires_grad_(id(parameter) in tables)
@@ -74,6 +74,8 @@ class Learner:
         batch = batch.to(built.device)
         built.optimizers.schedule(done, self._phase.rate)
         built.optimizers.zero_grad()
+        # One row has no variance, and padding is no row.
+        self._learn_statistics(len(batch) > 1 and not batch.padding)
         loss = self._loss(batch)
         rows = batch.total / self._ranks.size
         torch.autograd.backward(self._penalty.added_to(loss, rows))
@@ -87,10 +89,15 @@ class Learner:
 
     def average_statistics(self) -> None:
         """Makes the running statistics of batch norm the mean of those of all processes."""
-        for module in _batch_norms(self.built.model):
+        for module in self._norms:
             if module.running_mean is not None and module.running_var is not None:
                 self._ranks.mean_(module.running_mean)
                 self._ranks.mean_(module.running_var)
+
+    def _learn_statistics(self, wanted: bool) -> None:
+        """Sets whether batch norm takes the statistics of the batch, and keeps them."""
+        for module in self._norms:
+            module.train(wanted and not self._phase.freeze_model)
 
     def _loss(self, batch: Batch) -> Tensor:
         built = self.built
@@ -132,7 +139,3 @@ class Learner:
                 )
         finally:
             self.built.embeddings.frozen = False
-
-
-def _batch_norms(model: nn.Module) -> list[nn.BatchNorm1d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]

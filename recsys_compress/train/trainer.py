@@ -30,7 +30,7 @@ from recsys_compress.train.checkpoint import Checkpoint, Saver, load_newest
 from recsys_compress.train.context import stop_signals, tags
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
-from recsys_compress.train.folder import JOB, RESULT, read_policy, write_folder, write_size
+from recsys_compress.train.folder import JOB, RESULT, go_on, read_policy, write_folder, write_size
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
 from recsys_compress.train.meter import Meter
@@ -114,7 +114,9 @@ class Trainer:
             self.dataset = PreparedDataset.open(job.data.path)
         self.tables = logical_tables(self.dataset.schema, job.embedding.dim)
         self.progress = Progress(
-            run_id=ranks.agree(uuid.uuid4().hex), streams=job.data.streams or ranks.size
+            run_id=ranks.agree(uuid.uuid4().hex),
+            dataset=self.dataset.checksum,
+            streams=job.data.streams or ranks.size,
         )
         checkpoint = None if resume is None else load_newest(resume / "checkpoints", ranks)
         if checkpoint is None or resume is None:
@@ -122,6 +124,8 @@ class Trainer:
         else:  # what was found may be more than the job says
             policy = read_policy(resume)
             self.progress = Progress(**checkpoint.state)
+            with ranks.together():
+                go_on(resume, job, self.progress, self.dataset, first=ranks.first)
         if start is None and job.train.epochs == 0:
             raise UserError("train.epochs = 0: only a trained model needs no training; raise it")
         self.reader = self._reader("train")
@@ -192,7 +196,9 @@ class Trainer:
                     self.saver.commit()
                 meter.add(loss, batch.total)
                 self.progress.step += 1
-                due = self.progress.step % len(self.reader) in self.evaluations
+                # A phase may begin, and so end, within an epoch.
+                ended = self._done() >= steps
+                due = ended or self.progress.step % len(self.reader) in self.evaluations
                 if due or self.interrupted or meter.seconds > LOG_SECONDS:
                     mean = self._report(meter)
                     if due:
@@ -200,7 +206,7 @@ class Trainer:
                     meter = Meter()
                 if due or self.interrupted or self._is_checkpoint_step():
                     self._checkpoint()
-                if self.interrupted or self.progress.waited >= self.job.train.patience:
+                if self.interrupted or self._phase_is_over():
                     return
 
     def _phase_is_over(self) -> bool:
@@ -308,15 +314,8 @@ class Trainer:
         valid = self.evaluate("valid").compute()
         self._tell({f"eval/{name}": value for name, value in valid.items() if name != "rows"})
         epoch = progress.step / len(self.reader)
-        progress.history.append(
-            {
-                "step": progress.step,
-                "epoch": epoch,
-                "phase": progress.phase,
-                "train_loss": train_loss,
-                **valid,
-            }
-        )
+        when = {"step": progress.step, "epoch": epoch, "phase": progress.phase}
+        progress.history.append({**when, "train_loss": train_loss, **valid})
         if progress.best is None or config.score(valid) > config.score(progress.best):
             progress.best, progress.waited = {**valid, "step": progress.step}, 0
             keep_best(self.built, self.folder, self.ranks, progress.step)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,13 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from recsys_compress.compress import method_classes
+from recsys_compress.config import load_job
 from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.data.prepare import prepare
+from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
 from recsys_compress.train.build import build
 from recsys_compress.train.checkpoint import load_newest
 from recsys_compress.train.events import RunResult
+from recsys_compress.train.folder import MODEL
 from recsys_compress.train.shard import full_tensors, process_group
-from recsys_compress.train.trainer import train
+from recsys_compress.train.trainer import Trainer, train
 from tests.train.jobs import EMBEDDINGS, Recorder, assert_same_end, make_job
 
 GAP = 0.08  # to the AUC of the true odds, after two passes over 16,000 rows
@@ -168,9 +173,74 @@ def test_a_damaged_checkpoint_is_passed_over(
     (tensors,) = newer.glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-100])
     assert load_newest(folder).state["step"] == int(older.name.split("-")[1])
+    assert not newer.exists(), "it would stand in the way of a whole one"
     (older / "state.json").unlink()
     with pytest.raises(UserError, match="holds no whole checkpoint"):
         load_newest(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(synthetic_dataset: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs that was stopped in the first."""
+    job = make_job(synthetic_dataset, tmp_path_factory.mktemp("stopped"))
+    return train(job, listeners=[Recorder(stop_at=5)]).folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("embedding.method=full", "embedding.method = 'full': the run .* has 'unified'"),
+        ("embedding.learning_rate=0.5", "embedding.learning_rate = 0.5: the run "),
+        ("model.name=deepfm", "model.name = 'deepfm': the run "),
+        ("train.batch_size=100", "train.batch_size = 100: the run .* has 500"),
+        ("data.streams=3", "data.streams = 3: the run .* has None"),
+    ],
+)
+def test_a_run_goes_on_as_it_began(setting: str, message: str, stopped: Path) -> None:
+    before = (stopped / "job.toml").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train(load_job(stopped / "job.toml", [setting]), resume=stopped)
+    assert (stopped / "job.toml").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_data(stopped: Path, tmp_path: Path) -> None:
+    source = Synthetic(rows=20_000, cardinalities=(5, 50, 300, 2000), dense=2)
+    prepare(source, tmp_path / "data", seed=1)
+    job = load_job(stopped / "job.toml", [f"data.path={tmp_path / 'data'}"])
+    with pytest.raises(UserError, match=r"is other data than the run .* began with"):
+        train(job, resume=stopped)
+
+
+def test_a_run_may_be_made_longer(stopped: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    longer = train(load_job(folder / "job.toml", ["train.epochs=3"]), resume=folder)
+    assert longer.steps == 3 * 32
+    assert load_job(folder / "job.toml").train.epochs == 3
+
+
+def test_a_phase_that_begins_within_an_epoch_ends_within_one(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = make_job(synthetic_dataset, tmp_path, epochs=1)
+    with process_group() as ranks:
+        trainer = Trainer(job, ranks, [], None)
+        trainer.progress.step = trainer.progress.phase_step = 8
+        trainer.reader.load_state_dict({"epoch": 0, "batch": 8})
+        trainer.fit(threading.Event())
+    assert trainer.progress.step == 8 + 32
+    assert [entry["step"] for entry in trainer.progress.history] == [32, 40]
+    assert load_newest(trainer.folder / "checkpoints").state["step"] == 40
+
+
+def test_batch_norm_takes_a_last_batch_of_one_row(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    rows = synthetic_dataset.rows("train")
+    job = make_job(synthetic_dataset, tmp_path, epochs=1, batch_size=rows - 1)
+    deep = dataclasses.replace(job.model.dcnv2, batch_norm=True)
+    result = train(dataclasses.replace(job, model=dataclasses.replace(job.model, dcnv2=deep)))
+    assert result.steps == 2
+    assert all(weight.isfinite().all() for weight in load_file(result.folder / MODEL).values())
 
 
 def test_the_best_weights_on_validation_are_kept(
