@@ -48,6 +48,7 @@ class IdInput:
         column: the raw column it is made of.
         text: whether integers are read as text.
         part: what of a time is the id, where the column holds times.
+        zone: in which times that name a zone are told; UTC where it is None.
         multi_valued: whether a row holds several ids.
         separator: cuts strings into several ids.
         weights: the raw column with a weight for each id, if there is one.
@@ -58,6 +59,7 @@ class IdInput:
     column: str
     text: bool = False
     part: TimePart | None = None
+    zone: str | None = None
     multi_valued: bool = False
     separator: str | None = None
     weights: str | None = None
@@ -73,7 +75,7 @@ class IdInput:
         if self.text:
             column = pc.cast(column, pa.large_string())
         if self.part is not None:
-            stamps = _timestamps(column, self.column, where)
+            stamps = _wall_times(column, self.zone, self.column, where)
             return {self.name: pc.cast(_PARTS[self.part](stamps), pa.int64())}
         if not self.multi_valued:
             return {self.name: ids(column, self.column, where)}
@@ -124,12 +126,34 @@ def plain(dense: Sequence[str], categorical: Sequence[str]) -> Inputs:
     )
 
 
-def _timestamps(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    if pa.types.is_timestamp(column.type):
-        return column
+def _wall_times(
+    column: pa.ChunkedArray, zone: str | None, name: str, where: str
+) -> pa.ChunkedArray:
+    """Returns times as a clock in a zone shows them, in whatever zone they are written.
+
+    Those that name none are taken as they stand.
+    """
+    if pa.types.is_integer(column.type):
+        raise UserError(
+            f"{where}: column {name!r} holds no times: integers do not say their unit; store "
+            "timestamps, or text like 2017-11-07 09:30:38"
+        )
     try:
-        return pc.cast(column, pa.timestamp("s"))
+        if not pa.types.is_timestamp(column.type):
+            column = _parsed(column)
+        if column.type.tz is None:
+            return column
+        if zone is None:  # Arrow counts in UTC
+            return pc.cast(column, pa.timestamp(column.type.unit))
+        return pc.local_timestamp(pc.cast(column, pa.timestamp(column.type.unit, zone)))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(
             f"{where}: column {name!r} holds no times: {' '.join(str(error).split())}"
         ) from error
+
+
+def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return pc.cast(column, pa.timestamp("us"))
+    except pa.ArrowInvalid:
+        return pc.cast(column, pa.timestamp("us", "UTC"))  # text that names a zone

@@ -87,7 +87,9 @@ def _dense(column: DenseInput) -> str:
 
 
 def _ids(field: IdInput) -> str:
-    holds = "times" if field.part else f"{field.kind or 'integer or string'}s"
+    holds = f"{field.kind or 'integer or string'}s"
+    if field.part:
+        holds = f"times, told in {field.zone or 'UTC'} where they name a zone"
     if field.multi_valued:
         holds = f"lists of {holds}"
         holds += f", or text cut at `{field.separator}`" if field.separator else ""

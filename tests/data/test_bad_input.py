@@ -172,6 +172,10 @@ def test_text_that_is_no_time(tmp_path: Path) -> None:
         (f'{TOML}positive = ">=many"', r"cannot be compared with 'many'"),
         (f"{TOML}[split]\nfractions = [0.5, 0.5, 0.5]", "must be three positive numbers"),
         (f"{TOML}[split]\ntrain = [1]", "column, train, valid and test go together"),
+        (
+            f'{TOML}[[time]]\ncolumn = "at"\nparts = ["hour"]\nzone = "Mars"\n',
+            r"schema\.toml: .*zone 'Mars' is not known; name one like Europe/Berlin",
+        ),
         (f'text = ["price"]\n{TOML}', "'price' is not one of the categorical"),
         (TOML.replace('"user"', '"user", "price"'), "column 'price' is used twice"),
         (TOML.replace('"user"', ""), "no categorical column"),

@@ -20,6 +20,7 @@ pooling = "mean"
 [[time]]
 column = "clicked_at"               # a timestamp, or text like 2017-11-07 09:30:38
 parts = ["hour", "weekday"]         # makes fields clicked_at_hour and clicked_at_weekday
+zone = "Europe/Berlin"              # for times that name a zone; without it hours are of UTC
 
 [split]                             # without it: random 8:1:1
 column = "split"
@@ -36,6 +37,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
+from zoneinfo import available_timezones
 
 import numpy as np
 import pyarrow as pa
@@ -106,6 +108,16 @@ class TimeColumn:
 
     column: str
     parts: tuple[TimePart, ...]
+    zone: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a zone that is not known.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.zone is not None and self.zone not in available_timezones():
+            raise ValueError(f"zone {self.zone!r} is not known; name one like Europe/Berlin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +193,7 @@ class Tabular(Source):
         spec = self._spec
         fields = [IdInput(name=n, column=n, text=n in spec.text) for n in spec.categorical]
         fields += [
-            IdInput(name=f"{time.column}_{part}", column=time.column, part=part)
+            IdInput(name=f"{time.column}_{part}", column=time.column, part=part, zone=time.zone)
             for time in spec.time
             for part in time.parts
         ]
