@@ -270,7 +270,7 @@ class TrainConfig:
     checkpoint_steps: Annotated[int, Field(ge=0)] = 0
     background_checkpoints: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["cpu", "cuda"] = "cpu"
     output: str = "runs"

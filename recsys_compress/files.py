@@ -1,6 +1,7 @@
 """Files that are whole or absent: written under a temporary name, flushed to disk, renamed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -12,9 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
+
 from recsys_compress.errors import UserError
 
 T = TypeVar("T")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -22,18 +26,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it becomes `path`, on failure it goes.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
     handle, name = _temporary(path, lambda: tempfile.mkstemp(dir=path.parent, prefix=_prefix(path)))
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with _writing(path):
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -45,20 +50,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     `path` may exist only as an empty folder: nothing of the user's is ever overwritten.
 
     Raises:
-        UserError: `path` exists and is not an empty folder, or its parent cannot be written.
+        UserError: `path` exists and is not an empty folder, it or its parent cannot be written, or
+            the disk is full.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: exists and is not an empty folder; name a new one")
+    if path.is_symlink():
+        path = path.resolve()
+    if os.path.ismount(path) or path.resolve() == Path.cwd():
+        raise UserError(f"{path}: is in use as a folder; name a new one, within it for example")
     temporary = temporary_folder(path)
     try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        for found in sorted(temporary.rglob("*"), reverse=True):
-            sync(found)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with _writing(path):
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            for found in sorted(temporary.rglob("*"), reverse=True):
+                sync(found)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -163,6 +174,19 @@ def _temporary(path: Path, make: Callable[[], T]) -> T:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); name a folder that can"
         ) from error
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tells what only writing can meet: a full disk, or a file that may not be so large."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(f"{path}: cannot be written ({error}); make room for it") from error
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written ({error}); make room for it") from error
 
 
 def _umask() -> int:

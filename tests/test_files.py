@@ -1,7 +1,11 @@
 import os
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from recsys_compress.errors import UserError
 from recsys_compress.files import atomic_file, atomic_folder, sha256, write_text
@@ -67,3 +71,45 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_a_folder_in_use_is_not_replaced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = "exists and is not" if name == "/" else "is in use as a folder; name a new one"
+    with pytest.raises(UserError, match=message), atomic_folder(Path(name)):
+        raise AssertionError("before any work")
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "a").write_text("1")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda path: path.write_text("x" * 9999),
+        lambda path: save_file({"x": torch.zeros(9999)}, path),
+    ],
+)
+def test_a_full_disk_is_one_clear_error(fill: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("as it was")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with (
+            pytest.raises(UserError, match="a: cannot be written"),
+            atomic_file(tmp_path / "a") as t,
+        ):
+            fill(t)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "as it was"

@@ -84,6 +84,20 @@ def ids(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     raise UserError(f"{where}: column {name!r} is {kind}; ids must be integers or strings: cast it")
 
 
+def texts(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
+    """Returns a column of ids as large_string, whatever they are.
+
+    Raises:
+        UserError: the values have no text.
+    """
+    try:
+        return pc.cast(column, pa.large_string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"{where}: column {name!r} is {column.type}, which has no text; leave it out of `text`"
+        ) from error
+
+
 def lists(column: pa.ChunkedArray, separator: str | None, name: str, where: str) -> pa.ChunkedArray:
     """Returns a column of lists as it is, and one of strings cut at `separator`.
 

@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_compress.data.columns import floats, id_lists, ids, list_weights, lists
+from recsys_compress.data.columns import floats, id_lists, ids, list_weights, lists, texts
 from recsys_compress.errors import UserError
 
 TimePart = Literal["hour", "weekday", "day", "month"]
@@ -73,7 +73,7 @@ class IdInput:
         """Returns its ids and, if it has them, their weights; arguments as of `features`."""
         column = table[self.column]
         if self.text:
-            column = pc.cast(column, pa.large_string())
+            column = texts(column, self.column, where)
         if self.part is not None:
             stamps = _wall_times(column, self.zone, self.column, where)
             return {self.name: pc.cast(_PARTS[self.part](stamps), pa.int64())}

@@ -21,6 +21,9 @@ def keep_best(built: Built, folder: Path, ranks: Ranks, step: int) -> None:
         folder: the run's own folder.
         ranks: the processes, all of which must ask.
         step: after which it has these weights.
+
+    Raises:
+        UserError: they cannot be written; those before are as they were.
     """
     weights = built.weights()
     with ranks.together():

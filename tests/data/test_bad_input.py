@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from raw_tables import TOML, columns, tabular, write
 
@@ -107,6 +109,20 @@ def test_a_stray_word_among_the_integers_of_a_short_csv(tmp_path: Path) -> None:
     refused(tabular(tmp_path, path), tmp_path, message)
 
 
+def test_lists_have_no_text(tmp_path: Path) -> None:
+    raw = columns() | {"user": [[row] for row in range(100)]}
+    source = tabular(tmp_path, write(tmp_path, raw), f'text = ["user"]\n{TOML}')
+    refused(source, tmp_path, r"column 'user' is list<.*>, which has no text")
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    table = pa.table(columns())
+    twice = table.append_column("user", table["user"])
+    pq.write_table(twice, tmp_path / "raw.parquet")
+    message = r"raw\.parquet: column 'user' is there 2 times"
+    refused(tabular(tmp_path, tmp_path / "raw.parquet"), tmp_path, message)
+
+
 def test_ids_of_mixed_types_in_two_files(tmp_path: Path) -> None:
     write(tmp_path / "raw", columns(), "a.parquet")
     write(tmp_path / "raw", columns() | {"user": ["x"] * 100}, "b.parquet")
@@ -176,6 +192,7 @@ def test_text_that_is_no_time(tmp_path: Path) -> None:
             f'{TOML}[[time]]\ncolumn = "at"\nparts = ["hour"]\nzone = "Mars"\n',
             r"schema\.toml: .*zone 'Mars' is not known; name one like Europe/Berlin",
         ),
+        (f'{TOML}[[multi_valued]]\ncolumn = "x"\nseparator = ""\n', r"multi_valued\.0\.separator"),
         (f'text = ["price"]\n{TOML}', "'price' is not one of the categorical"),
         (TOML.replace('"user"', '"user", "price"'), "column 'price' is used twice"),
         (TOML.replace('"user"', ""), "no categorical column"),

@@ -60,6 +60,8 @@ def check_columns(path: Path, names: Iterable[str], csv: CsvFormat) -> None:
     for name in names:
         if name not in known:
             raise UserError(f"{path}: column {name!r} is missing; {nearest(name, known)}")
+        if known.count(name) > 1:
+            raise UserError(f"{path}: column {name!r} is there {known.count(name)} times; rename")
 
 
 def column_names(path: Path, csv: CsvFormat | None = None) -> list[str]:

@@ -36,12 +36,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from zoneinfo import available_timezones
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from recsys_compress.data.columns import labels, weights
 from recsys_compress.data.inputs import DenseInput, IdInput, Inputs, TimePart
@@ -95,7 +96,7 @@ class MultiValuedColumn:
     __pydantic_config__ = STRICT
 
     column: str
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     weights: str | None = None
     pooling: Pooling = "sum"
 
