@@ -11,7 +11,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from recsys_compress.compress.hook import Hook, LiveTable
-from recsys_compress.compress.lowering import TableOptions
+from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.merge import MergedTable, merge
 from recsys_compress.compress.method import Values, method_name
 from recsys_compress.compress.physical import Output, PhysicalIds
@@ -73,6 +73,7 @@ class CompressedEmbeddingBagCollection(nn.Module):
         device = device or torch.device("cpu")
         assignments = policy.assign(tables)
         lowerings = [a.rule.method.lower(a.tables) for a in assignments]
+        _check_lookups(lowerings)
         self._tables, slots = merge(lowerings, [a.rule.options for a in assignments])
         fused = [t for t in self._tables if t.options.fused]
         self._dense_tables = [t for t in self._tables if not t.options.fused]
@@ -296,3 +297,19 @@ def _check_names(tables: Sequence[EmbeddingBagConfig]) -> None:
         twice = sorted({value for value in values if values.count(value) > 1})
         if twice:
             raise UserError(f"{kind} {twice[0]!r} is given twice; give each its own name")
+
+
+def _check_lookups(lowerings: Sequence[Lowering]) -> None:
+    """Refuses features of which one is called what another's look-up is, like "a" and "a#0"."""
+    owners: dict[str, str] = {}
+    for lowering in lowerings:
+        named = [(lookup.name, lookup.feature) for lookup in lowering.lookups]
+        if lowering.combine is not None:
+            named += [(f"={feature}", feature) for feature in lowering.features]
+        for name, feature in named:
+            other = owners.setdefault(name, feature)
+            if other != feature:
+                raise UserError(
+                    f"features {other!r} and {feature!r}: a look-up of either would be called "
+                    f"{name!r}; rename one of them"
+                )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import PoolingType
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from recsys_compress.compress.spectrum import Spectrum
 
@@ -38,7 +38,7 @@ class Damage:
             outputs: (B, ..., D) y.
             gradients: (B, ..., D) of each row's own logit.
             logits: (B,) of the predictions.
-            counts: (B,) number of means in an output, for sums over bags; None for one.
+            counts: (B,) times that an output has the mean, for sums over bags; None for once.
         """
         mean = self._spectrum.mean
         y = outputs.detach().double().cpu()
@@ -95,12 +95,21 @@ def measure(
         by_key = dict(zip(pooled[0].keys(), torch.split(vectors, widths, dim=1), strict=True))
         for table in embeddings.embedding_bag_configs():
             for feature in table.feature_names if table.name in found else ():
-                lengths = sparse[feature].lengths()
-                counts = lengths.clamp(max=1) if table.pooling == PoolingType.MEAN else lengths
+                counts = _means(sparse[feature], table.pooling, weighted=embeddings.is_weighted())
                 found[table.name].add(pooled[0][feature], by_key[feature], logits, counts)
     for hook in hooks:
         hook.remove()
     return {name: damage.losses() for name, damage in found.items()}
+
+
+def _means(bags: JaggedTensor, pooling: PoolingType, *, weighted: bool) -> Tensor:
+    """Returns (B,) how many times each bag's vector has the mean: as its ids' weights say."""
+    lengths = bags.lengths().long()
+    totals = lengths.double()
+    if weighted:
+        given = bags.weights().double()
+        totals = torch.segment_reduce(given, "sum", lengths=lengths, initial=0)
+    return totals / lengths.clamp(min=1) if pooling == PoolingType.MEAN else totals
 
 
 def _keep(

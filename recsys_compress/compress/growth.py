@@ -55,19 +55,26 @@ class Gradients:
 
     Args:
         layout: of the tables.
+        index: the mask of stored blocks; sums are kept on its device, where gradients come.
         most: ids to keep.
     """
 
-    def __init__(self, layout: Layout, most: int) -> None:
+    def __init__(self, layout: Layout, index: Bitmap, most: int) -> None:
         self._layout = layout
+        self._index = index
         self._most = most
+        # None at first: the mask is made before it is known on which device it will be.
         self.parts: list[tuple[Tensor, Tensor]] = []
-        self.clear()
 
     def clear(self) -> None:
         """Forgets all sums."""
         dim = self._layout.width * self._layout.block
-        self.parts = [(torch.empty(0, dtype=torch.int64), torch.empty(0, dim))]
+        self.load([(torch.empty(0, dtype=torch.int64), torch.empty(0, dim))])
+
+    def load(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Replaces all sums by (N,) numbers of ids and their (N, D) sums, on any device."""
+        device = self._index.words.device
+        self.parts = [(ids.to(device), sums.to(device)) for ids, sums in parts]
 
     def add(self, features: KeyedJaggedTensor, vectors: list[Tensor]) -> None:
         """Adds what one backward pass says.
@@ -90,6 +97,8 @@ class Gradients:
         rows = rows / Ranks.current().size
         per_key = features.length_per_key()
         ids = per_value(self._layout.first_ids, per_key, rows.device).add_(features.values())
+        if not self.parts:
+            self.clear()
         self.parts.append((ids, rows))
         pending = sum(len(ids) for ids, _ in self.parts[1:])
         if 2 * pending > len(self.parts[0][0]):
@@ -97,6 +106,8 @@ class Gradients:
 
     def merge(self) -> tuple[Tensor, Tensor]:
         """Returns the (U,) numbers of the ids seen, rising, and their (U, D) sums."""
+        if not self.parts:
+            self.clear()
         ids, numbers = torch.unique(torch.cat([i for i, _ in self.parts]), return_inverse=True)
         sums = self.parts[0][1].new_zeros(len(ids), self.parts[0][1].shape[1])
         for part in numbers.split([len(i) for i, _ in self.parts]):
@@ -170,7 +181,7 @@ class Growing(Hook):
         self._table = table
         self._seed = seed
         self._live: Callable[[str], LiveTable] | None = None
-        self._gradients = Gradients(layout, most_ids)
+        self._gradients = Gradients(layout, index, most_ids)
         self._steps = 0
         self._progress = 0.0
 
@@ -223,9 +234,9 @@ class Growing(Hook):
         self._steps = int(tensors["steps"])
         self._progress = float(tensors["progress"])
         count = sum(name.startswith("ids.") for name in tensors)
-        self._gradients.parts = [
-            (tensors[f"ids.{number}"], tensors[f"sums.{number}"]) for number in range(count)
-        ]
+        self._gradients.load(
+            [(tensors[f"ids.{number}"], tensors[f"sums.{number}"]) for number in range(count)]
+        )
         self._gradients.share()
 
     def _update(self, ratio: float) -> None:
@@ -250,14 +261,15 @@ class Growing(Hook):
         """Returns the words of the mask after an update.
 
         Args:
-            norms: (P,) of the stored blocks.
+            norms: (P,) of the stored blocks, on the CPU like all here but the mask.
             ratio: share of them to drop.
         """
         index, dropped = self._index, torch.zeros(len(norms), dtype=torch.bool)
+        device = index.words.device
         blocks, gradients = (values.cpu() for values in self._gradients.norms())
         grown, counts = [], []
         for first, last in self._spans:
-            begin, end = index.rank(torch.tensor([first, last])).tolist()
+            begin, end = index.rank(torch.tensor([first, last], device=device)).tolist()
             count = math.ceil(ratio * (end - begin))
             if self._random:
                 count = min(count, last - first - (end - begin))
@@ -265,11 +277,11 @@ class Growing(Hook):
             else:
                 low, high = torch.searchsorted(blocks, torch.tensor([first, last])).tolist()
                 seen, strengths = blocks[low:high], gradients[low:high]
-                stored = index.test(seen)
+                stored = index.test(seen.to(device)).cpu()
                 count = min(count, int((~stored).sum()))
                 dropped[begin:end] = smallest(norms[begin:end], count)
                 zero = ~stored
-                zero[stored] = dropped[index.rank(seen[stored])]
+                zero[stored] = dropped[index.rank(seen[stored].to(device)).cpu()]
                 grown.append(seen[zero][smallest(-strengths[zero], count)])
             counts.append(count)
         words = _without(index.words, dropped)

@@ -206,7 +206,8 @@ def repeat(features: KeyedJaggedTensor, source: Sequence[int]) -> KeyedJaggedTen
 def constant_tensor(values: tuple[int, ...], device: torch.device) -> Tensor:
     """Returns integers as an int64 tensor, made once; not to be changed."""
     # Not buffers: sharding zero-fills buffers that were made on the meta device.
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    with torch.inference_mode(False):  # a model that only predicts may ask first, training later
+        return torch.tensor(values, dtype=torch.int64, device=device)
 
 
 def _shift_right(values: Tensor, bits: int) -> Tensor:

@@ -40,6 +40,20 @@ class Rule:
     table: str | None = None
     budget_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses what is no regular expression.
+
+        Raises:
+            UserError: `table` is none.
+        """
+        try:
+            re.compile(self.table or "")
+        except (re.error, OverflowError) as error:
+            raise UserError(
+                f"embedding.rules: table = {self.table!r} is no regular expression ({error}); "
+                f"write '.*' for any characters, or {re.escape(self.table or '')!r} for that name"
+            ) from None
+
     def matches(self, name: str) -> bool:
         """Whether the rule is meant for the table `name`."""
         return self.table is None or re.fullmatch(self.table, name) is not None
@@ -254,6 +268,16 @@ class Policy:
             )
         return Policy(default=Rule(method=Full()), rules=tuple(rules))
 
+    def without_idle(self, tables: Sequence[EmbeddingBagConfig]) -> "Policy":
+        """Returns the policy in which methods that no table gets add no stages of training.
+
+        Raises:
+            UserError: a rule matches no table.
+        """
+        at_work = {id(assignment.rule) for assignment in self.assign(tables)}
+        idle = [rule for rule in (self.default, *self.rules) if id(rule) not in at_work]
+        return self._with({id(rule): dataclasses.replace(rule, method=Full()) for rule in idle})
+
     def _with(self, replaced: Mapping[int, Rule]) -> "Policy":
         """Returns the policy with rules replaced, by their identity."""
         return dataclasses.replace(
@@ -286,7 +310,7 @@ def resolve(config: EmbeddingConfig, tables: Sequence[EmbeddingBagConfig]) -> Po
         from recsys_compress.compress.planned import planned_policy
 
         return planned_policy(config, tables)
-    policy = Policy.from_config(config)
+    policy = Policy.from_config(config).without_idle(tables)
     if config.budget is None:
         return policy
     return policy.fit(tables, budget_bytes(config.budget, full_bytes(tables)))

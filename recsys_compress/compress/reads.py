@@ -12,7 +12,7 @@ from recsys_compress.compress.lowering import Lookup, Lowering
 from recsys_compress.compress.merge import MAX_ROWS
 from recsys_compress.errors import UserError
 
-_CHUNK = 1 << 16  # ids whose vectors are read at a time
+_CHUNK = 1 << 16  # ids that are looked up at a time
 
 
 class Collection(Protocol):
@@ -97,11 +97,16 @@ def rows_read(lowering: Lowering, feature: str, ids: Tensor) -> list[tuple[Looku
         For each look-up of the feature the (R,) positions of those of the ids that it reads rows
         for, rising, and the (R,) rows, in its physical table.
     """
-    emitted = lowering.ids(one_feature(lowering.features, feature, ids))
-    lengths = emitted.lengths().view(len(lowering.lookups), -1)
-    rows = torch.split(emitted.values().long(), lengths.sum(dim=1).tolist())
+    own = [i for i, lookup in enumerate(lowering.lookups) if lookup.feature == feature]
+    read: list[list[tuple[Tensor, Tensor]]] = [[] for _ in own]
+    for number, chunk in enumerate(torch.split(ids, _CHUNK)):
+        # The look-ups of all features come out, so all ids at once would take much memory.
+        emitted = lowering.ids(one_feature(lowering.features, feature, chunk))
+        lengths = emitted.lengths().view(len(lowering.lookups), -1)
+        rows = torch.split(emitted.values().long(), lengths.sum(dim=1).tolist())
+        for found, i in zip(read, own, strict=True):
+            found.append((lengths[i].nonzero().squeeze(1) + number * _CHUNK, rows[i]))
     return [
-        (lookup, own.nonzero().squeeze(1), found)
-        for lookup, own, found in zip(lowering.lookups, lengths, rows, strict=True)
-        if lookup.feature == feature
+        (lowering.lookups[i], torch.cat([w for w, _ in found]), torch.cat([r for _, r in found]))
+        for found, i in zip(read, own, strict=True)
     ]

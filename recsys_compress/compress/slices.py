@@ -1,6 +1,7 @@
 """Tables cut into slices of neighbouring ids, each of which is a physical table."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,7 +68,9 @@ def frequency_blocks(
             f"table {table.name!r}: has {ids:,} ids, which are hashes and not in the order of "
             f"their frequency; {method!r} needs data prepared with --encoding vocabulary"
         )
-    for count in range(num_blocks, 0, -1):
+    for count in range(min(num_blocks, max(ids // LEAST_IDS, 1)), 0, -1):
+        if (count - 1) * math.log(growth) > math.log(ids):
+            continue  # the first block would have none of the ids; and the power may overflow
         shares = [growth**number for number in range(count)]
         sizes = [int(ids * share / sum(shares)) for share in shares]
         if count == 1 or sizes[0] >= LEAST_IDS:

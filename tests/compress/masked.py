@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, Policy, Rule, TableOptions
-from recsys_compress.compress.bitmap import Bitmap, unpack
-from recsys_compress.compress.blocks import BlockIds
-from recsys_compress.compress.growth import Schedule
+from recsys_compress.compress.bitmap import Bitmap, draw, unpack
+from recsys_compress.compress.blocks import BlockIds, Layout
+from recsys_compress.compress.growth import Growing, Schedule
 from recsys_compress.compress.hook import LiveTable
 from recsys_compress.compress.methods.dynamic_sparse import DynamicSparse
 from recsys_compress.train.shard import full_tensors, shard
@@ -37,6 +37,27 @@ def make(
         policy=Policy(default=Rule(method=method, options=options), min_rows=0),
         is_weighted=is_weighted,
     )
+
+
+def make_hook(
+    total: int, count: int, *, spans: Sequence[tuple[int, int]] | None = None, **schedule: float
+) -> tuple[Growing, Bitmap, Tensor, Layout]:
+    """Returns the hook of one table of `total` ids of one block, and its (count, 2) pool."""
+    table = EmbeddingBagConfig(name="t", feature_names=["t"], num_embeddings=total, embedding_dim=2)
+    layout, index = Layout.of([table], 2), Bitmap(total)
+    index.fill(draw(index.words, 0, total, count, torch.Generator().manual_seed(0)))
+    pool = torch.randn(count, 2, generator=torch.Generator().manual_seed(1))
+    hook = Growing(
+        layout=layout,
+        index=index,
+        schedule=Schedule(**{"every": 1, "window": 1, "ratio": 0.5, "stop": 1.0, **schedule}),
+        random=spans is None and schedule.get("window") == 0,
+        spans=spans or [(0, total)],
+        table="pool",
+        seed=0,
+        most_ids=1000,
+    )
+    return hook, index, pool, layout
 
 
 def index_of(collection: CompressedEmbeddingBagCollection) -> Bitmap:

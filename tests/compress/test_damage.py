@@ -123,5 +123,32 @@ def test_components_that_no_logit_reads_cost_nothing() -> None:
     assert losses[3] == 0
 
 
+@pytest.mark.parametrize("pooling", [PoolingType.SUM, PoolingType.MEAN])
+def test_the_mean_counts_as_the_weights_of_ids_say(pooling: PoolingType) -> None:
+    table = EmbeddingBagConfig(
+        name="many", feature_names=["many"], num_embeddings=9, embedding_dim=3, pooling=pooling
+    )
+    embeddings = CompressedEmbeddingBagCollection(
+        tables=[table], policy=make_policy(Full(), "adam", min_rows=0), is_weighted=True
+    )
+    vectors = torch.tensor([1.0, -2.0, 0.5]).expand(9, 3)
+    embeddings.write([Values(tables={"many": vectors})], embeddings.state_dict())
+    sparse = KeyedJaggedTensor(
+        keys=["many"],
+        values=torch.arange(8),
+        lengths=torch.tensor([2, 2, 0, 3, 1]),
+        weights=torch.tensor([0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 2.0, 3.0]),
+    )
+
+    class Sum(nn.Module):
+        def forward(self, _dense: Tensor, bags: KeyedJaggedTensor) -> Tensor:
+            found: Tensor = embeddings(bags).values().sum(dim=1)
+            return found
+
+    batches = [(torch.zeros(5, 0), sparse)]
+    found = measure(Sum(), embeddings, {}, {"many": spectrum_of(vectors)}, batches)
+    torch.testing.assert_close(found["many"], torch.zeros(4).double(), rtol=0, atol=1e-12)
+
+
 def test_nothing_measured_costs_nothing() -> None:
     assert Damage(spectrum_of(torch.randn(9, 2))).losses().tolist() == [0, 0, 0]

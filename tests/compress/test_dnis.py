@@ -1,5 +1,7 @@
 """Kept dims of `dnis`: where they lie, which are kept, and what is refused."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,6 +53,10 @@ def test_blocks_grow_geometrically_and_hold_all_ids() -> None:
     assert method.blocks(genre) == [40]  # a quarter of 40 would be a first block below 16 ids
     assert DNIS(num_blocks=2, growth=1.0).blocks(genre) == [20, 20]
     assert DNIS(num_blocks=3, growth=1.0).blocks(item) == [1000, 1000, 1000]
+    # No more than leave the first block some ids, however many are allowed.
+    assert DNIS(num_blocks=1000).blocks(user) == DNIS(num_blocks=6).blocks(user)
+    assert len(DNIS(num_blocks=10**9, growth=1.0).blocks(user)) == 5000 // 16
+    assert DNIS(growth=1e200).blocks(user) == [5000]
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adam"])
@@ -286,6 +292,8 @@ def test_wrong_blocks_are_one_clear_error(method: DNIS, message: str) -> None:
     [
         ({"num_blocks": 0}, "dnis.num_blocks = 0: must be 1 or more"),
         ({"growth": 0.5}, "dnis.growth = 0.5: must be 1.0 or more"),
+        ({"growth": math.nan}, "dnis.growth = nan: must be 1.0 or more, and finite"),
+        ({"growth": math.inf}, "dnis.growth = inf: must be 1.0 or more, and finite"),
         ({"alpha_lr": -0.1}, "dnis.alpha_lr = -0.1: must be 0.0 or more"),
     ],
 )

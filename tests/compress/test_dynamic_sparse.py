@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,14 +14,15 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection, TableOptions
-from recsys_compress.compress.bitmap import Bitmap, bitmap_bytes, draw, unpack
-from recsys_compress.compress.blocks import Layout
+from recsys_compress.compress.bitmap import Bitmap, bitmap_bytes, unpack
 from recsys_compress.compress.growth import Gradients, Growing, Schedule, smallest
+from recsys_compress.compress.hashing import constant_tensor
 from recsys_compress.compress.hook import LiveTable
 from recsys_compress.compress.method import Trained
 from recsys_compress.compress.methods.dynamic_sparse import DynamicSparse
 from recsys_compress.errors import UserError
 from recsys_compress.train.shard import process_group
+from tests.compress.elsewhere import DEVICE, Elsewhere
 from tests.compress.masked import (
     IDS,
     Plain,
@@ -30,6 +31,7 @@ from tests.compress.masked import (
     index_of,
     loss,
     make,
+    make_hook,
     mask_of,
     pool_of,
     pooled,
@@ -160,27 +162,6 @@ def test_static_blocks_have_no_hook() -> None:
     assert make(DynamicSparse(density=0.1, growth="static")).hooks() == []
 
 
-def make_hook(
-    total: int, count: int, *, spans: Sequence[tuple[int, int]] | None = None, **schedule: float
-) -> tuple[Growing, Bitmap, Tensor, Layout]:
-    """Returns the hook of one table of `total` ids of one block, and its (count, 2) pool."""
-    table = EmbeddingBagConfig(name="t", feature_names=["t"], num_embeddings=total, embedding_dim=2)
-    layout, index = Layout.of([table], 2), Bitmap(total)
-    index.fill(draw(index.words, 0, total, count, torch.Generator().manual_seed(0)))
-    pool = torch.randn(count, 2, generator=torch.Generator().manual_seed(1))
-    hook = Growing(
-        layout=layout,
-        index=index,
-        schedule=Schedule(**{"every": 1, "window": 1, "ratio": 0.5, "stop": 1.0, **schedule}),
-        random=spans is None and schedule.get("window") == 0,
-        spans=spans or [(0, total)],
-        table="pool",
-        seed=0,
-        most_ids=1000,
-    )
-    return hook, index, pool, layout
-
-
 def positions(index: Bitmap) -> Tensor:
     return unpack(index.words).nonzero().flatten()
 
@@ -267,8 +248,8 @@ def test_gradients_are_summed_over_the_window(weighted: bool, pooling: PoolingTy
 
 
 def test_merging_early_changes_no_sum() -> None:
-    _, _, _, layout = make_hook(50, 5)
-    gradients = Gradients(layout, 1000)
+    _, index, _, layout = make_hook(50, 5)
+    gradients = Gradients(layout, index, 1000)
     generator = torch.Generator().manual_seed(0)
     expected = torch.zeros(50, 2)
     for _ in range(20):
@@ -284,13 +265,42 @@ def test_merging_early_changes_no_sum() -> None:
 
 
 def test_of_too_many_ids_those_of_greatest_sums_are_kept() -> None:
-    _, _, _, layout = make_hook(50, 5)
-    gradients = Gradients(layout, 10)
+    _, index, _, layout = make_hook(50, 5)
+    gradients = Gradients(layout, index, 10)
     sums = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     gradients.parts.append((torch.arange(50), sums))
     ids, found = gradients.merge()
     assert torch.equal(ids, sums.norm(dim=1).topk(10).indices.sort().values)
     assert torch.equal(found, sums[ids])
+
+
+@pytest.mark.parametrize("window", [1, 0])
+def test_blocks_move_alike_on_another_device(window: int) -> None:
+    """The mask, the pool and gradients are there; a checkpoint comes back from the CPU."""
+    words, pools = [], []
+    for device in (torch.device("cpu"), DEVICE):
+        with Elsewhere():
+            hook, index, pool, _ = make_hook(500, 60, every=2, window=2 * window)
+            index.words, index.counts = index.words.to(device), index.counts.to(device)
+            live = LiveTable(weight=pool.to(device), state={"sums": torch.ones(60, device=device)})
+            hook.bind(lambda _name, live=live: live)
+            generator = torch.Generator().manual_seed(2)
+            for number in range(6):
+                ids = torch.randint(500, (80,), generator=generator).to(device)
+                bags = KeyedJaggedTensor(
+                    ["t"], ids, lengths=torch.ones(80, dtype=torch.int32, device=device)
+                )
+                rows = torch.randn(80, 2, generator=generator).to(device)
+                hook._gradients.add(bags, [rows])
+                saved = {name: value.cpu() for name, value in hook.tensors().items()}
+                hook.load_tensors(saved)
+                hook.on_step((number + 1) / 7)
+            words.append(index.words.cpu())
+            pools.append(live.weight.cpu())
+    constant_tensor.cache_clear()  # none that is elsewhere may stay
+    assert torch.equal(*words)
+    assert torch.equal(*pools)
+    assert not torch.equal(words[0], make_hook(500, 60)[1].words)
 
 
 def test_the_ratio_falls_along_half_a_cosine() -> None:

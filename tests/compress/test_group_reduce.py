@@ -1,6 +1,7 @@
 """Block-wise low rank, from scratch and from trained tables."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -336,8 +337,9 @@ def test_ranks_that_do_not_suit_are_refused(method: GroupReduce, message: str) -
 def test_knobs_out_of_range_and_tables_of_two_widths_are_refused() -> None:
     with pytest.raises(UserError, match="num_blocks = 0: must be 1 or more"):
         GroupReduce(num_blocks=0)
-    with pytest.raises(UserError, match=r"growth = 0\.5: must be 1 or more"):
-        GroupReduce(growth=0.5)
+    for growth in (0.5, math.nan, math.inf):
+        with pytest.raises(UserError, match=rf"growth = {growth}: must be 1 or more, and finite"):
+            GroupReduce(growth=growth)
     with pytest.raises(UserError, match="least_rank = -1: must be 0 or more"):
         GroupReduce(least_rank=-1)
     with pytest.raises(UserError, match=r"weigh_by = 'frequenzy'.*frequency"):

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection
-from recsys_compress.compress.hashing import mix, per_value, repeat, salt, to_range
+from recsys_compress.compress.hashing import constant_tensor, mix, per_value, repeat, salt, to_range
 from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.methods.group_reduce import GroupReduce
 from recsys_compress.compress.methods.hash import Hash
 from recsys_compress.compress.methods.unified import Unified, _even_share
+from recsys_compress.compress.storage import StoragePlan, quantize
 from recsys_compress.errors import UserError
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
 
@@ -201,3 +203,22 @@ def test_wrong_knobs_are_one_clear_error(method: Unified | Hash, message: str) -
         CompressedEmbeddingBagCollection(
             tables=make_tables(), policy=make_policy(method, min_rows=0)
         )
+
+
+def test_unified_without_a_table_or_a_probe_is_refused() -> None:
+    with pytest.raises(UserError, match=r"unified\.num_tables = 0: must be 1 or more"):
+        Unified(num_tables=0)
+    with pytest.raises(UserError, match=r"unified\.num_probes = \{\}: names no table"):
+        Unified(num_probes={})
+
+
+def test_constants_made_while_predicting_serve_training_too() -> None:
+    method = GroupReduce(ranks={"user": (12, 6, 3, 0), "item": (5, 3, 2, 1), "genre": (4,)})
+    collection = CompressedEmbeddingBagCollection(
+        tables=make_tables(), policy=make_policy(method, min_rows=0)
+    )
+    constant_tensor.cache_clear()
+    with torch.inference_mode():
+        quantize(collection, StoragePlan(types="fp32"))(make_batch(8))
+    collection(make_batch(8)).values().sum().backward()
+    assert not constant_tensor((1, 2), torch.device("cpu")).is_inference()

@@ -1,8 +1,17 @@
+import math
+
 import pytest
 
-from recsys_compress.compress import CompressedEmbeddingBagCollection, Policy, Rule, TableOptions
+from recsys_compress.compress import (
+    CompressedEmbeddingBagCollection,
+    Method,
+    Policy,
+    Rule,
+    TableOptions,
+)
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.methods.hash import Hash
+from recsys_compress.compress.methods.low_rank import LowRank
 from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.compress.policy import full_bytes, resolve
 from recsys_compress.config import EmbeddingConfig, RuleConfig
@@ -124,6 +133,23 @@ def test_a_job_describes_a_policy() -> None:
         ({"budget": "0x"}, "not positive"),
         ({"budget": "12 apples"}, "is not understood"),
         ({"method": "full", "budget": "0.5x"}, "out of reach"),
+        (
+            {"rules": (RuleConfig(table="*r", method="full"),)},
+            r"rules: table = '\*r' is no regular",
+        ),
+        ({"rules": (RuleConfig(table="u[", method="full"),)}, r"or 'u\\\\\[' for that name"),
+        (
+            {"method": "unified", "budget": "0.1x", "methods": {"unified": {"num_tables": 0}}},
+            "unified.num_tables = 0: must be 1 or more",
+        ),
+        (
+            {"method": "unified", "methods": {"unified": {"num_probes": {}}}},
+            "unified.num_probes = {}: names no table",
+        ),
+        (
+            {"method": "dnis", "methods": {"dnis": {"growth": math.nan}}},
+            "dnis.growth = nan: must be 1.0 or more",
+        ),
     ],
 )
 def test_wrong_settings_are_one_clear_error(settings: dict[str, object], message: str) -> None:
@@ -133,6 +159,29 @@ def test_wrong_settings_are_one_clear_error(settings: dict[str, object], message
 
     with pytest.raises(UserError, match=message):
         build()
+
+
+def test_methods_that_no_table_gets_add_no_stages() -> None:
+    all_ = (RuleConfig(table=".*", method="hash"), RuleConfig(table="u.*", method="dnis"))
+    methods = {"hash": {"share": 0.5}}
+    config = EmbeddingConfig(method="dnis", dim=12, rules=all_, methods=methods)
+    (phase,) = resolve(config, make_tables()).phases()
+    assert not phase.search
+    small = EmbeddingConfig(method="dnis", dim=12, min_rows=10_000)
+    assert len(resolve(small, make_tables()).phases()) == 1
+    some = EmbeddingConfig(method="dnis", dim=12, min_rows=0)
+    assert len(resolve(some, make_tables()).phases()) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [(Unified(num_embeddings=64, num_probes=3), "user#0"), (LowRank(rank=2), "=user")],
+)
+def test_a_feature_called_what_a_lookup_is_is_refused(method: Method, other: str) -> None:
+    tables = make_tables()
+    tables[2].feature_names = [other]  # by its few rows left full
+    with pytest.raises(UserError, match=rf"features 'user' and '{other}': a look-up of either"):
+        CompressedEmbeddingBagCollection(tables=tables, policy=make_policy(method))
 
 
 def test_names_given_twice_are_refused() -> None:

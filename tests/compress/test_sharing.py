@@ -5,12 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_compress.compress import CompressedEmbeddingBagCollection, Method
+from recsys_compress.compress import CompressedEmbeddingBagCollection, Method, reads
 from recsys_compress.compress.method import Trained
 from recsys_compress.compress.methods.double_hash import DoubleHash
+from recsys_compress.compress.methods.dynamic_sparse import DynamicSparse
+from recsys_compress.compress.methods.group_reduce import GroupReduce
 from recsys_compress.compress.methods.hash import Hash
 from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
 from recsys_compress.compress.methods.unified import Unified
+from recsys_compress.compress.reads import rows_read
 from recsys_compress.compress.sharing import two_factors
 from recsys_compress.errors import UserError
 from tests.compress.tables import make_policy, make_tables
@@ -23,6 +26,8 @@ METHODS = (
     QuotientRemainder(share=0.3),
     QuotientRemainder(share=0.3, operation="add"),
 )
+
+RANKS = {"user": (12, 6, 3, 0), "item": (5, 3, 2, 1), "genre": (4,)}
 
 
 def trained(*, weighted: bool = False) -> Trained:
@@ -91,6 +96,27 @@ def test_rows_that_nobody_shares_are_the_vectors() -> None:
 def test_sums_have_no_means() -> None:
     with pytest.raises(UserError, match="use operation 'concat'"):
         adopted(DoubleHash(share=0.3, operation="add"), trained())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*METHODS, GroupReduce(ranks=RANKS), DynamicSparse(density=0.3)],
+)
+def test_rows_are_read_some_ids_at_a_time(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
+    lowering = method.lower(make_tables())
+    ids = torch.arange(4990).flip(0)
+    whole = rows_read(lowering, "user", ids)
+    monkeypatch.setattr(reads, "_CHUNK", 700)
+    sizes = []
+    lowering.ids.register_forward_hook(lambda _m, given_, _out: sizes.append(given_[0].stride()))
+    found = rows_read(lowering, "user", ids)
+    assert sizes == [700] * 7 + [90]
+    for (lookup, who, rows), (expected, *tensors) in zip(found, whole, strict=True):
+        assert lookup == expected
+        assert torch.equal(who, tensors[0])
+        assert torch.equal(rows, tensors[1])
+    none = rows_read(lowering, "user", ids[:0])
+    assert [len(rows) for _, _, rows in none] == [0] * len(whole)
 
 
 @given(st.booleans(), st.integers(0, 5))

@@ -4,6 +4,7 @@ Source: Cheng et al., "Differentiable Neural Input Search for Recommender System
 arXiv 2006.04466.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -90,8 +91,10 @@ class DNIS(Method):
             ("l1", self.l1, 0.0),
             ("inner_lr", self.inner_lr, 0.0),
         ):
-            if value < least:
-                raise UserError(f"embedding.methods.dnis.{name} = {value}: must be {least} or more")
+            if not least <= value < math.inf:
+                raise UserError(
+                    f"embedding.methods.dnis.{name} = {value}: must be {least} or more, and finite"
+                )
 
     def phases(self) -> tuple[Phase, ...]:
         """Returns warm-up of full tables, the search, and training of what is kept."""

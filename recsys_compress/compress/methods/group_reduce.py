@@ -65,8 +65,10 @@ class GroupReduce(Method):
     def __post_init__(self) -> None:
         check_choice(f"{NAME}.weigh_by", self.weigh_by, Weighing)
         for name, value in (("num_blocks", self.num_blocks), ("growth", self.growth)):
-            if value < 1:
-                raise UserError(f"embedding.methods.{NAME}.{name} = {value}: must be 1 or more")
+            if not 1 <= value < math.inf:
+                raise UserError(
+                    f"embedding.methods.{NAME}.{name} = {value}: must be 1 or more, and finite"
+                )
         if self.least_rank < 0:
             raise UserError(
                 f"embedding.methods.{NAME}.least_rank = {self.least_rank}: must be 0 or more"

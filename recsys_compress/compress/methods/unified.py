@@ -30,8 +30,8 @@ class Unified(SharedRows):
     The vector of value v of feature t is the concatenation over its probes k = 1..c_t of the rows
     E[h_{t,k}(v)] of one table E in R^{M x d} (the paper's definition of feature multiplexing), with
     a hash function of its own for every (t, k). So a feature's vector is c_t x d wide. Unless
-    `probe_dim` says otherwise, d = D / max c: a feature with the greatest number of probes has the
-    logical table's whole width D, one with fewer probes is narrower.
+    `probe_dim` says otherwise, d is D over the greatest of `num_probes`: a feature with so many has
+    the logical table's whole width D, one with fewer, as `lookups` may choose, is narrower.
 
     `head_share` goes beyond the paper: that share of the rows is dealt to the lowest ids, equally
     many of each feature, which have them alone; the rest is hashed as ever. Prepared vocabularies
@@ -47,7 +47,8 @@ class Unified(SharedRows):
         default=2, metadata={"help": "look-ups per feature; or by name, others take the greatest"}
     )
     probe_dim: int | None = field(
-        default=None, metadata={"help": "width d of a row; by default D over the most probes"}
+        default=None,
+        metadata={"help": "width d of a row; by default D over the greatest num_probes"},
     )
     lookups: int | None = field(
         default=None, metadata={"help": "most look-ups per example; the largest tables get more"}
@@ -59,6 +60,17 @@ class Unified(SharedRows):
         default=0.0, metadata={"help": "share of the rows that the most frequent ids have alone"}
     )
     seed: int = field(default=0, metadata={"help": "of the hash functions"})
+
+    def __post_init__(self) -> None:
+        if self.num_tables < 1:
+            raise UserError(
+                f"embedding.methods.unified.num_tables = {self.num_tables}: must be 1 or more"
+            )
+        if self.num_probes == {}:
+            raise UserError(
+                "embedding.methods.unified.num_probes = {}: names no table; name one, or give one "
+                "number for all"
+            )
 
     def probes(self, tables: Sequence[EmbeddingBagConfig]) -> dict[str, int]:
         """Returns the number of probes c_t of each table.
