@@ -18,7 +18,8 @@ def plan(
         typer.Option("--for", help="Count optimizer state too, parameters, or what is served."),
     ] = "training",
     max_auc_loss: Annotated[
-        float | None, typer.Option(help="Find the smallest plan that loses so much AUC at most.")
+        float | None,
+        typer.Option(help="Find the smallest plan that loses so much validation AUC at most."),
     ] = None,
     grade: Annotated[
         Literal["data", "reference", "probes"] | None,
@@ -89,6 +90,8 @@ def plan(
 
         for table in render(found):
             print_table(table)
+    if found.warning is not None:
+        typer.echo(f"note: this plan {found.warning}", err=True)
     if found.lost_too_much:
         typer.echo(
             "note: so small a plan does better from scratch: add --grade probes, and train it "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from recsys_compress.compress.method import Method, method_class
+from recsys_compress.compress.method import Method, method_class, method_name
 from recsys_compress.compress.methods.full import Full
 from recsys_compress.compress.policy import Policy, Rule, make_rule
 from recsys_compress.compress.size import DATA_TYPE_BITS, DataType
@@ -37,6 +37,9 @@ METHODS = (
     "unified",
 )
 ALLOWED = (*METHODS, "double_hash", "mixed_dim")
+# Of several tables under one rule these make something else than of each alone: rows or blocks that
+# all share, or widths that follow from their sizes.
+_TOGETHER = ("unified", "dynamic_sparse", "mixed_dim")
 _GROUPS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)  # members of groups that are tried
 _STEP, _STEPS = 0.8, 20  # by which a method for all tables is made smaller until it fits
 
@@ -51,7 +54,7 @@ class Dish:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A table, or several that share, and what they may become.
+    """A table, or several that are lowered together, and what they may become.
 
     Attributes:
         tables: names of the logical tables.
@@ -83,7 +86,7 @@ class Menu:
     """What there is to choose from.
 
     Attributes:
-        items: one for each table.
+        items: one for each table, or for all tables of a rule that makes one thing of them.
         groups: sets of tables that may share rows, of which a plan has one at most.
         free: the tables that may have any method.
         cook: makes more of it.
@@ -100,7 +103,7 @@ class Menu:
         return self.cook.purpose
 
     def alternatives(self) -> list[list[Item]]:
-        """Returns the ways to cover all tables: each alone, or with a group in place of some."""
+        """Returns the ways to cover all tables: by the items, or with a group in place of some."""
         found = [list(self.items)]
         for group in self.groups:
             rest = [item for item in self.items if not set(item.tables) & set(group.tables)]
@@ -185,12 +188,12 @@ def make_menu(
         adopting=adopting,
         scales=scales or Scales(),
     )
-    wanted = {table.name: found for table, found in _wanted(job, tables, methods)}
-    items = []
-    for table in tables:
-        items.append(cook.item([table], *wanted[table.name]))
-        _check_any(items[-1], wanted[table.name][0])
-    free = [table for table in tables if not wanted[table.name][1]]
+    items: list[Item] = []
+    free: list[EmbeddingBagConfig] = []
+    for members, wanted, why in _wanted(job, tables, methods):
+        items.append(cook.item(members, wanted, why))
+        _check_any(items[-1], wanted)
+        free += [] if why else members
     sharing = [make_rule(m, job.embedding) for m in methods if method_class(m).across_tables]
     groups = []
     if sharing:
@@ -297,44 +300,64 @@ class Cook:
 
 def _wanted(
     job: Job, tables: Sequence[EmbeddingBagConfig], methods: Sequence[str]
-) -> Iterator[tuple[EmbeddingBagConfig, tuple[list[Wanted], str]]]:
-    """Yields for each table the methods that it may have, and why no others."""
+) -> list[tuple[tuple[EmbeddingBagConfig, ...], list[Wanted], str]]:
+    """Returns tables with the methods that they may have, and why no others.
+
+    Each table is alone but where a rule of the job makes one thing of several.
+    """
     embedding = dataclasses.replace(job.embedding, budget=None, plan=None)
     policy = Policy.from_config(embedding)
     free = [Wanted(rule=make_rule(name, embedding)) for name in methods]
     named = {id(rule) for rule in policy.rules}
-    found: dict[str, tuple[list[Wanted], str]] = {}
+    found: list[tuple[tuple[EmbeddingBagConfig, ...], list[Wanted], str]] = []
     for assignment in policy.assign(tables):
-        rule = assignment.rule
-        for table in assignment.tables:
+        rule, members = assignment.rule, assignment.tables
+        if id(rule) in named and _go_together(rule.method, members):
+            whole = _is_whole(rule.method, members)
+            found.append((members, [Wanted(rule=rule, is_fixed=whole)], "set by embedding.rules"))
+            continue
+        for table in members:
             if id(rule) in named:
-                whole = _is_whole(rule.method, table)
-                found[table.name] = ([Wanted(rule=rule, is_fixed=whole)], "set by embedding.rules")
+                whole = _is_whole(rule.method, [table])
+                wanted, why = [Wanted(rule=rule, is_fixed=whole)], "set by embedding.rules"
             elif rule is not policy.default and table.num_embeddings < policy.min_rows:
-                fewer = f"fewer than {policy.min_rows} rows"
-                found[table.name] = ([Wanted(rule=rule, is_fixed=True)], fewer)
+                why = f"fewer than {policy.min_rows} rows"
+                wanted = [Wanted(rule=rule, is_fixed=True)]
             else:
-                found[table.name] = (free, "")
-    for table in tables:
-        yield table, found[table.name]
+                wanted, why = free, ""
+            found.append(((table,), wanted, why))
+    places = {table.name: place for place, table in enumerate(tables)}
+    return sorted(found, key=lambda each: places[each[0][0].name])
 
 
 def _check_any(item: Item, wanted: Sequence[Wanted]) -> None:
-    """Refuses a table that may become nothing."""
+    """Refuses tables that may become nothing."""
     if not item.dishes:
-        methods = ", ".join(sorted({type(w.rule.method).__name__.lower() for w in wanted}))
+        methods = ", ".join(sorted({method_name(w.rule.method) for w in wanted}))
+        tables = ", ".join(repr(name) for name in item.tables)
+        several = len(item.tables) > 1
         raise UserError(
-            f"table {item.tables[0]!r}: none of the methods it may have ({methods}) suits it; "
-            "allow 'full' or change embedding.rules"
+            f"{'tables' if several else 'table'} {tables}: none of the methods "
+            f"{'they' if several else 'it'} may have ({methods}) suits "
+            f"{'them' if several else 'it'}; allow 'full' or change embedding.rules"
         )
 
 
-def _is_whole(method: Method, table: EmbeddingBagConfig) -> bool:
-    """Whether the job gives the method all the knobs it needs for a table."""
+def _go_together(method: Method, tables: Sequence[EmbeddingBagConfig]) -> bool:
+    """Whether a method makes of several tables what it cannot make of each alone."""
+    if method_name(method) in _TOGETHER:
+        return True
+    # Knobs that name the tables, like ranks, suit no table alone.
+    alone = all(_is_whole(method, [table]) for table in tables)
+    return not alone and _is_whole(method, tables)
+
+
+def _is_whole(method: Method, tables: Sequence[EmbeddingBagConfig]) -> bool:
+    """Whether the job gives the method all the knobs it needs for tables."""
     if isinstance(method, Full):
         return True
     try:
-        method.lower([table])
+        method.lower(tables)
     except UserError:
         return False
     return True

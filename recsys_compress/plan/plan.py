@@ -28,7 +28,8 @@ class Plan:
         request: what was asked.
         way: what is planned.
         trials: the solver's plan first, then policies of one method, measured on validation, of
-            which the best is planned; none for the grade "data".
+            which the best is planned; where AUC was asked for, then plans that are predicted to
+            lose less, see `promise`. None for the grade "data".
         whys: by the same, what limited the choice.
         worths: by table, the loss if all its ids had one vector.
         full: exact bytes of full tables in fp32.
@@ -84,10 +85,26 @@ class Plan:
     @property
     def lost_too_much(self) -> bool:
         """Whether what the reference hands over is too little to be worth beginning with."""
-        if not self.request.adopting or self.quality is None or not self.trials:
-            return False
+        return self.request.adopting and (self.lost_auc or 0.0) > MUCH
+
+    @property
+    def lost_auc(self) -> float | None:
+        """The AUC that it was measured to lose to the reference; None where it was not tried."""
+        if self.quality is None or not self.trials:
+            return None
         (own,) = [trial for trial in self.trials if trial.way is self.way]
-        return self.quality.auc(0.0) - own.valid["auc"] > MUCH
+        return self.quality.auc(0.0) - own.valid["auc"]
+
+    @property
+    def warning(self) -> str | None:
+        """Says that it loses more AUC than was asked for, where it does."""
+        most, lost = self.request.max_auc_loss, self.lost_auc
+        if most is None or lost is None or lost <= most:
+            return None
+        return (
+            f"loses {lost:.4f} AUC on validation, more than the {most:g} asked for; of the "
+            f"{len(self.trials)} plans that were tried none loses less"
+        )
 
     @property
     def error(self) -> float:
@@ -115,6 +132,8 @@ def summary(plan: Plan) -> dict[str, Any]:
         "budget_bytes": plan.budget,
         "asked_bytes": plan.asked,
         "max_auc_loss": request.max_auc_loss,
+        "lost_auc": plan.lost_auc,
+        "warning": plan.warning,
         "grade": request.grade,
         "reference": None if request.reference is None else str(request.reference),
         "bytes": {**_bytes(plan.sizes), "full": _bytes(plan.full)},

@@ -20,6 +20,7 @@ from recsys_compress.plan.candidates import Purpose, Sizes, alone, joined, size_
 from recsys_compress.plan.evidence import gather
 from recsys_compress.plan.menu import Dish, Item, Menu, chosen, make_menu
 from recsys_compress.plan.plan import PLAN, Plan, rows, summary
+from recsys_compress.plan.promise import Attempt, kept, tightened
 from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.plan.ranks import Cluster, largest_that_fits
 from recsys_compress.plan.reference import short_run
@@ -140,7 +141,11 @@ def plan_within(common: Prepared, request: Request) -> Plan:
         budget, items, choice = _smaller(common, cluster, solved, error)
         way = _way(common, PLAN, chosen(items, choice), cluster)
     trials = _tried(common, way, budget, cluster)
-    if trials:
+    if trials and asked is None:
+        first = Attempt(items=items, choice=choice, trial=trials[0])
+        best, trials = _tightened(common, request, first, cluster)
+        items, choice, way = best.items, best.choice, best.trial.way
+    elif trials:
         way = max(trials, key=lambda trial: job.train.score(trial.valid)).way
     _check(
         way.sizes, [dish.candidate.sizes for dish in way.dishes.values()], request.purpose, budget
@@ -199,6 +204,28 @@ def _tried(common: Prepared, way: Way, budget: int | None, cluster: Cluster | No
     if common.request.adopting:
         ways += _without(common, way, budget, cluster)
     return [Trial(way=each, valid=common.measure(each.policy)) for each in ways]
+
+
+def _tightened(
+    common: Prepared, request: Request, first: Attempt, cluster: Cluster | None
+) -> tuple[Attempt, list[Trial]]:
+    """Returns the smallest plan that is measured to lose no more than it may, and all trials."""
+    measure, quality = common.measure, common.quality
+    if measure is None or quality is None or request.max_auc_loss is None:
+        raise ValueError("nothing to measure a plan by AUC with")
+
+    def solved(most: float) -> tuple[list[Item], Choice, Way] | None:
+        try:
+            asked = replace(request, max_auc_loss=most)
+            _, items, choice = _solved(common.menu, asked, common.full, quality)
+            name = f"{PLAN} of a predicted {most:.2g}"
+            return items, choice, _way(common, name, chosen(items, choice), cluster)
+        except UserError:
+            return None  # out of reach, or processes cannot hold it
+
+    attempts = tightened(first, request.max_auc_loss, quality, solved, measure)
+    best = kept(attempts, request.max_auc_loss, quality)
+    return best, [attempt.trial for attempt in attempts]
 
 
 def _rivals(

@@ -50,9 +50,12 @@ class AucByLoss:
             metrics.update(given + scale * noise, truth, None)
             found.append(metrics.compute())
         losses = np.maximum.accumulate([figures["logloss"] for figures in found])
+        # A little noise may not raise the logloss of a model of too bold logits; the AUC at a rise
+        # of 0 is then the model's own, not that under the noise.
+        rises, first = np.unique(losses - losses[0], return_index=True)
         return AucByLoss(
-            rises=losses - losses[0],
-            aucs=np.minimum.accumulate([figures["auc"] for figures in found]),
+            rises=rises,
+            aucs=np.minimum.accumulate([figures["auc"] for figures in found])[first],
             logloss=float(losses[0]),
         )
 

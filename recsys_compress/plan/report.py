@@ -129,6 +129,11 @@ def _facts(plan: Plan) -> Sequence[tuple[str, str]]:
         how = "as the reference is taken over" if plan.request.adopting else "trained"
         shown = ", ".join(f"{t.way.name} {t.valid['auc']:.4f}" for t in plan.trials)
         facts.insert(-3, (f"AUC on validation, {how}", f"{shown}; {plan.way.name} is planned"))
+    if plan.request.max_auc_loss is not None and plan.lost_auc is not None:
+        shown = f"{plan.lost_auc:.4f} measured, {plan.request.max_auc_loss:g} asked for"
+        facts.insert(-3, ("AUC lost on validation", shown))
+    if plan.warning is not None:
+        facts.append(("note", f"this plan {plan.warning}"))
     return facts
 
 

@@ -16,7 +16,8 @@ class Request:
     Attributes:
         purpose: which bytes the budget is for.
         budget: bytes as in a job; a share is of the full tables' bytes of the same kind.
-        max_auc_loss: the AUC that the smallest plan may lose, in the place of a budget.
+        max_auc_loss: the AUC on validation that the smallest plan may lose, as measured, in the
+            place of a budget.
         grade: of the evidence.
         reference: folder of a finished run of full tables, for the grades but "data"; None to
             train a short one.
