@@ -40,7 +40,7 @@ def compare(
         bool, typer.Option("--render", help="Run nothing: write the report anew.")
     ] = False,
     redo: Annotated[
-        bool, typer.Option("--redo", help="Run cells that have figures again.")
+        bool, typer.Option("--redo", help="Run cells that have figures anew; with --only, those.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -113,4 +113,6 @@ def _print(found: "Summary", out: Path, as_json: bool) -> None:
         print_table(make_table(best.titles[:-1], [row[:-1] for row in best.rows]))
     if found.missing:
         typer.echo(f"{found.missing} runs without figures")
+    if found.unserved:
+        typer.echo(f"{found.unserved} runs without all figures of storage types and inference")
     typer.echo(f"report: {out / 'report.html'}")

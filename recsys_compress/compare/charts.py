@@ -126,7 +126,8 @@ def _quality(summary: Summary, model: str | None) -> Chart:
         name=f"quality-{model}" if model else "quality",
         title="Quality against bytes" + (f": {model}" if model else ""),
         caption="Mean test AUC over the seeds; bands and bars are 95 % intervals. The Pareto front "
-        "is what no other row beats in both bytes and AUC. Lines of one colour are of one method."
+        "is what no other row beats in both bytes and AUC, of those all of whose seeds have been "
+        "run. Lines of one colour are of one method."
         + (" Hollow marks are what papers print for the same budget." if printed else ""),
         label=f"Test AUC against bytes of the embedding tables, {len(rows)} rows; on the Pareto "
         f"front: {', '.join(row.cell.label for row in rows if row.on_front)}",
@@ -140,9 +141,11 @@ def _draw_quality(
     """Draws the lines of a model's rows, and returns what the legend shows."""
     front = sorted((row.bytes, row.auc) for row in rows if row.on_front)
     look_of_front: Style = {"drawstyle": "steps-post", "lw": 6, "ms": 14, "mec": "none"}
-    sizes, aucs = zip(*front, strict=True)
     legend: dict[str, Artist] = {}
-    (legend["Pareto front"],) = axes.plot(sizes, aucs, "-o", c=PALE_GREY, zorder=1, **look_of_front)
+    if front:  # there is none while no row has been run with all its seeds
+        sizes, aucs = zip(*front, strict=True)
+        drawn = axes.plot(sizes, aucs, "-o", c=PALE_GREY, zorder=1, **look_of_front)
+        legend["Pareto front"] = drawn[0]
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row.cell.entry.drawn_as, []).append(row)

@@ -14,7 +14,7 @@ from types import FrameType
 
 from recsys_compress.compare.cells import Cell, Run, cells, first_cell, seeds_of, trials
 from recsys_compress.compare.progress import StudyProgress
-from recsys_compress.compare.records import Record, Records
+from recsys_compress.compare.records import Record, Records, words
 from recsys_compress.compare.runner import Memory, Runner, StoppedError
 from recsys_compress.compare.spec import AUC, Study
 from recsys_compress.errors import UserError
@@ -36,7 +36,7 @@ class Options:
         processes: runs at a time.
         memory: bytes that they may take together; None for 80 % of the machine's.
         threads: of each training.
-        redo: whether cells with figures are run again.
+        redo: whether those of them that have figures are run again.
         parent: MLflow run in which the runs are nested.
     """
 
@@ -57,14 +57,19 @@ def missing(records: Records, only: Sequence[str] = ("*",), *, redo: bool = Fals
     Args:
         records: the figures.
         only: patterns of the cells' names.
-        redo: whether those with figures are among them.
+        redo: whether those with figures, and a name that matches, are among them.
     """
     study = records.study
     wanted = _wanted(study, only)
-    entries = {(cell.entry.name, cell.model): cell.entry for cell in wanted}
+    begun = [first_cell(study, c.entry.after, c.model) for c in wanted if c.entry.after]
+    entries = {(cell.entry.name, cell.model): cell.entry for cell in [*begun, *wanted]}
     tried = [t for (_, model), entry in entries.items() for t in trials(study, entry, model)]
     tasks = [(cell, seed) for cell in [*tried, *wanted] for seed in seeds_of(study, cell)]
-    left = [(cell, seed) for cell, seed in tasks if redo or _record(records, cell, seed) is None]
+    left = [
+        (cell, seed)
+        for cell, seed in tasks
+        if (redo and _named(cell, only)) or _record(records, cell, seed) is None
+    ]
     return sorted(left, key=lambda task: _stage(task[0]))
 
 
@@ -101,6 +106,7 @@ class _Comparison:
         self.failed: dict[str, str] = {}
         self._records = records
         self._options = options
+        self._anew: set[tuple[str, int]] = set()  # keys and seeds: cells may share a run
         self._writing = threading.Lock()
         self._runner = Runner(
             study=records.study,
@@ -119,14 +125,17 @@ class _Comparison:
             for stage in range(4):
                 own = [task for task in tasks if _stage(task[0]) == stage]
                 if stage == 1:
-                    own += self._models_gone(tasks, own)
+                    gone = self._models_gone(tasks, own)
+                    progress.expect(len(gone))
+                    own += gone
                 jobs: dict[tuple[str, int], Job] = {}
                 for cell, seed in own:
                     run, name = self._records.run(cell), _name(cell, seed)
                     if run is None:
                         self.failed[name] = "none of its trials has figures"
-                    else:  # cells with the same settings share one run
-                        jobs.setdefault((run.key, seed), (name, partial(self._measure, run, seed)))
+                    elif (run.key, seed) not in jobs:  # cells with the same settings share one run
+                        anew = self._is_redone(cell, run, seed)
+                        jobs[run.key, seed] = name, partial(self._measure, run, seed, anew=anew)
                 self._side_by_side(jobs.values(), progress)
 
     def measure_served(self) -> None:
@@ -160,10 +169,24 @@ class _Comparison:
                 self._runner.stop()
                 raise
 
-    def _measure(self, run: Run, seed: int) -> str:
-        record = self._runner.measure(run, seed)
+    def _measure(self, run: Run, seed: int, *, anew: bool) -> str:
+        before = None if run.after is None else self._records.of(run.after, seed)
+        if before is not None and before.error:  # then there is nothing to begin with
+            record = replace(before, key=run.key, run=words(run))
+        else:
+            record = self._runner.measure(run, seed, anew=anew)
+        if not anew:  # a model that was gone has been measured as served before
+            record = record.with_others_of(self._records.of(run, seed))
         self._keep(record)
         return record.error or f"test AUC {record.figures[AUC]:.4f}"
+
+    def _is_redone(self, cell: Cell, run: Run, seed: int) -> bool:
+        """Returns whether a run is to be made anew, which is so once."""
+        if not (self._options.redo and _named(cell, self._options.only)):
+            return False
+        known = (run.key, seed) in self._anew
+        self._anew.add((run.key, seed))
+        return not known
 
     def _served(self, cell: Cell, seed: int) -> Job | None:
         """Returns what measures a cell's model as it is served; None where there is nothing to."""
@@ -172,19 +195,19 @@ class _Comparison:
         first = self._records.run(replace(cells(study)[0], model=cell.model))
         if run is None or first is None:
             return None
-        record, folder = self._records.of(run, seed), self._runner.folder(run, seed)
-        if record is None or folder is None:
+        record = self._records.of(run, seed)
+        if record is None or self._runner.folder(run, seed) is None:
             return None
         kinds = [kind for kind in study.storage if f"{kind}.auc" not in record.figures]
         timed = "inference.ratio" in record.figures
-        base = None if timed else self._runner.folder(first, seed)
+        base = None if timed or self._runner.folder(first, seed) is None else first
         if not kinds and base is None:
             return None
-        return _name(cell, seed), partial(self._serve, record, folder, kinds, base)
+        return _name(cell, seed), partial(self._serve, record, run, kinds, base)
 
-    def _serve(self, record: Record, folder: Path, kinds: Sequence[str], base: Path | None) -> str:
+    def _serve(self, record: Record, run: Run, kinds: Sequence[str], base: Run | None) -> str:
         """Measures a model in storage types, and its inference against another's."""
-        for name, figures in self._runner.served(folder, kinds, base).items():
+        for name, figures in self._runner.served(run, record.seed, kinds, base).items():
             record = record.with_figures(name, figures)
         self._keep(record)
         return "stored and timed"
@@ -196,8 +219,10 @@ class _Comparison:
             if cell.entry.after is not None:
                 model = first_cell(self._records.study, cell.entry.after, cell.model)
                 run = self._records.run(model)
+                record = _record(self._records, model, seed)
+                beyond = record is not None and record.error is not None
                 gone = run is not None and self._runner.folder(run, seed) is None
-                if gone and (model, seed) not in [*own, *found]:
+                if gone and not beyond and (model, seed) not in [*own, *found]:
                     found.append((model, seed))
         return found
 
@@ -209,7 +234,11 @@ class _Comparison:
 
 def _wanted(study: Study, only: Sequence[str]) -> list[Cell]:
     """Returns the cells whose names match a pattern."""
-    return [c for c in cells(study) if any(fnmatch(c.name, pattern) for pattern in only)]
+    return [cell for cell in cells(study) if _named(cell, only)]
+
+
+def _named(cell: Cell, only: Sequence[str]) -> bool:
+    return any(fnmatch(cell.name, pattern) for pattern in only)
 
 
 def _stage(cell: Cell) -> int:

@@ -45,6 +45,11 @@ class StudyProgress:
     ) -> None:
         self._bar.stop()
 
+    def expect(self, more: int) -> None:
+        """Adds runs to those that are to come."""
+        self._total += more
+        self._bar.update(self._task, total=self._total)
+
     def done(self, name: str, said: str, seconds: float) -> None:
         """Counts a run and says what came of it.
 

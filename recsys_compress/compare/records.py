@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recsys_compress.compare.cells import Cell, Picks, Run, cells, run_of, trials
+from recsys_compress.compare.cells import Cell, Picks, Run, cells, run_of, seeds_of, trials
 from recsys_compress.compare.spec import Entry, Study
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
@@ -101,6 +101,12 @@ class Record:
         more = {f"{prefix}.{name}": _rounded(value) for name, value in figures.items()}
         return replace(self, figures={**self.figures, **more})
 
+    def with_others_of(self, before: "Record | None") -> "Record":
+        """Returns the record with those figures of an older one that it has none of."""
+        if before is None or self.error:
+            return self
+        return replace(self, figures={**before.figures, **self.figures})
+
 
 class Records:
     """All records of a study, by run and seed; a new one takes the place of the old.
@@ -175,6 +181,11 @@ class Records:
         found = ((record.seed, record.figures.get(name)) for record in self.all(cell))
         return {seed: value for seed, value in found if value is not None}
 
+    def trial(self, cell: Cell) -> Record | None:
+        """Returns the record of a trial, if it has been run: that of the seed trials are run at."""
+        run = self.run(cell)
+        return None if run is None else self.of(run, seeds_of(self.study, cell)[0])
+
     def picks(self) -> Picks:
         """Returns what validation picked, of the entries all of whose trials have ended."""
         if self._picks is None:
@@ -189,10 +200,10 @@ class Records:
 
     def _pick(self, entry: Entry, model: str | None) -> int | None:
         tried = trials(self.study, entry, model)
-        found = [self.all(cell) for cell in tried]
-        if not found or not all(found):
+        found = [record for cell in tried if (record := self.trial(cell)) is not None]
+        if not found or len(found) < len(tried):
             return None
-        aucs = [records[0].figures.get("valid.auc", 0.0) for records in found]
+        aucs = [record.figures.get("valid.auc", 0.0) for record in found]
         return max(range(len(aucs)), key=lambda number: aucs[number]) if any(aucs) else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from recsys_compress.compare.cells import Run
 from recsys_compress.compare.records import Record, words
@@ -72,15 +72,22 @@ class Runner:
             options["path"] = str(self.data / made.folder)
         prepare(make_source(made.source, options), out, seed=seed, progress=True)
 
-    def measure(self, run: Run, seed: int) -> Record:
+    def measure(self, run: Run, seed: int, *, anew: bool = False) -> Record:
         """Returns the record of a run; a finished one is not run again, a started one goes on.
 
         A budget that the method cannot take is a record with that as its error.
+
+        Args:
+            run: what is run.
+            seed: of it.
+            anew: whether what there is of it is removed first.
 
         Raises:
             UserError: it fails, or needs more memory than there is.
             StoppedError: the study is to stop.
         """
+        if anew:
+            shutil.rmtree(self._place(run, seed), ignore_errors=True)
         try:
             folder = self.trained(run, seed)
         except UserError as error:
@@ -108,18 +115,27 @@ class Runner:
         return None
 
     def served(
-        self, folder: Path, kinds: Sequence[str], base: Path | None
+        self, run: Run, seed: int, kinds: Sequence[str], base: Run | None
     ) -> dict[str, dict[str, float]]:
         """Returns what a run's model is like as it is served.
 
         Args:
-            folder: the run's own folder.
+            run: that has ended.
+            seed: of it.
             kinds: storage types, by which AUC and bytes are returned.
             base: a run against whose inference its own is timed; None for none.
+
+        Raises:
+            UserError: it fails, or needs more memory than there is.
+            StoppedError: the study is to stop.
         """
+        folder = self.trained(run, seed)
         arguments = ["-m", "recsys_compress.compare.served", str(folder), "--storage", *kinds]
-        arguments += [] if base is None else ["--against", str(base)]
-        return self._call(arguments, f"{folder.name}-served")
+        arguments += [] if base is None else ["--against", str(self.trained(base, seed))]
+        sizes = [self._estimate(r, seed, "parameters") for r in (run, base) if r is not None]
+        # Both models, and of one what is stored of it.
+        with self.memory.taken(BASE_BYTES + sum(sizes) + max(sizes)):
+            return self._call(arguments, f"{folder.name}-served")
 
     def stop(self) -> None:
         """Asks all processes to leave a checkpoint and end, and waits for them."""
@@ -146,7 +162,7 @@ class Runner:
             trained = None if run.after is None else self.folder(run.after, seed)
             plan = str(place / "plan.toml")
             calls = run.arguments(seed, *own, folder=str(trained), plan=plan)
-        with self.memory.taken(self._bytes(run, seed)):
+        with self.memory.taken(BASE_BYTES + self._estimate(run, seed, "total")):
             for call in calls:
                 found = self._call(["-m", "recsys_compress", *call, "--json"], place.name)
         return Path(found["folder"])
@@ -180,18 +196,19 @@ class Runner:
         found: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return found
 
-    def _bytes(self, run: Run, seed: int) -> int:
-        """Returns what a run takes at most, as far as a dry run tells."""
+    def _estimate(self, run: Run, seed: int, part: Literal["parameters", "total"]) -> int:
+        """Returns bytes that a run takes, as far as a dry run tells: of its largest phase."""
         if run.after is not None:
-            return self._bytes(run.after, seed)  # while both are there the first does not train
+            return self._estimate(run.after, seed, part)  # the first does not train meanwhile
         dataset = self._dataset(seed)
         place = [] if dataset is None else [f"data.path={dataset}"]
-        kinds = [[], ["embedding.method=full", "embedding.budget=1x"]]  # what a search begins with
-        taken = [
-            dry_run(load_job(Path(run.job), [*run.settings, *place, *kind]), 1).fullest.total
-            for kind in kinds
-        ]
-        return BASE_BYTES + max(taken)
+        try:
+            found = dry_run(load_job(Path(run.job), [*run.settings, *place]), 1).fullest
+        except UserError as error:
+            if _OUT_OF_REACH not in str(error):
+                raise
+            return 0  # whether it is, the training says, and at once
+        return found.total if part == "total" else found.parameters
 
     def _started(self, run: Run, seed: int) -> list[Path]:
         place = self._place(run, seed)

@@ -33,7 +33,8 @@ class Row:
             the seeds.
         aucs: test AUC by seed.
         costs: test AUC that each storage type costs, the mean.
-        on_front: whether no other row has at most its bytes and a higher mean AUC.
+        on_front: whether all its seeds have been run and no other such row has at most its bytes
+            and a higher mean AUC.
         in_training: whether the budget holds from the first step to the last: not where full
             tables are trained or searched first.
         commands: that run the first seed of it alone.
@@ -93,6 +94,8 @@ class Summary:
         rows: cells with figures, in the order of the study.
         beyond: cells that cannot be had, with the reason.
         missing: number of runs without figures.
+        unserved: number of runs with figures, but not all of those of storage types and inference,
+            where the study asks for storage types.
         tried: trials by entry and model: settings, validation AUC and whether they were picked.
         winners: by model and budget, from the largest.
         verdicts: of all claims.
@@ -103,6 +106,7 @@ class Summary:
     rows: tuple[Row, ...]
     beyond: tuple[tuple[Cell, str], ...]
     missing: int
+    unserved: int
     tried: tuple[tuple[Cell, float | None, bool], ...]
     winners: tuple[Winner, ...]
     verdicts: tuple[Verdict, ...]
@@ -124,7 +128,11 @@ def summarize(records: Records) -> Summary:
         elif own:
             run = records.run(cell)
             found += [] if run is None else [_row(records, cell, run, own)]
-    rows = [replace(row, on_front=not any(_beats(r, row) for r in found)) for row in found]
+    whole = _whole(records, found)
+    rows = [
+        replace(row, on_front=row in whole and not any(_beats(r, row) for r in whole))
+        for row in found
+    ]
     by_model = {
         model: [row for row in rows if row.cell.model == model] for model in study.models or (None,)
     }
@@ -135,6 +143,7 @@ def summarize(records: Records) -> Summary:
         rows=tuple(rows),
         beyond=tuple(beyond),
         missing=missing,
+        unserved=_unserved(study, found),
         tried=tuple(_tried(records)),
         winners=tuple(chain.from_iterable(won.values())),
         verdicts=tuple(verdicts(records)),
@@ -168,6 +177,7 @@ def plain(summary: Summary) -> dict[str, Any]:
         "advice": {title: list(said) for title, said in summary.advice},
         "beyond": {cell.name: reason for cell, reason in summary.beyond},
         "missing": summary.missing,
+        "unserved": summary.unserved,
     }
 
 
@@ -212,6 +222,14 @@ def _whole(records: Records, rows: Sequence[Row]) -> list[Row]:
     return [r for r in rows if len(r.aucs) == len(seeds_of(records.study, r.cell))]
 
 
+def _unserved(study: Study, rows: Sequence[Row]) -> int:
+    """Returns how many runs lack figures of storage types, or of inference."""
+    if not study.storage:
+        return 0
+    asked = {"inference.ratio", *(f"{kind}.auc" for kind in study.storage)}
+    return sum(not asked <= record.figures.keys() for row in rows for record in row.records)
+
+
 def _winners(records: Records, rows: Sequence[Row]) -> list[Winner]:
     """Returns the winner at each of the study's budgets, and at the first entry's own size."""
     whole = _whole(records, rows)
@@ -243,9 +261,9 @@ def _tried(records: Records) -> Iterator[tuple[Cell, float | None, bool]]:
     entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(study)}
     for (name, model), entry in entries.items():
         for cell in trials(study, entry, model):
-            figures = records.figures(cell, "valid.auc")
-            if figures or records.all(cell):
-                auc = next(iter(figures.values()), None)
+            record = records.trial(cell)
+            if record is not None:
+                auc = record.figures.get("valid.auc")
                 yield cell, auc, picks.get((name, model)) == cell.tried
 
 

@@ -13,9 +13,9 @@ HOW_TO_READ = (
     "Mean ± standard deviation over the seeds; 95 % is half the width of the interval of the mean "
     "(Student). A run's checkpoint is the best on validation; test is read once, after that "
     "choice. Bytes are of the embedding tables while they train, without optimizer state. On the "
-    "front: no other row has at most its bytes and a higher AUC. Lost: test AUC that a storage "
-    "type costs. Inference speed: against the first row. Times may be of a machine that had other "
-    "work."
+    "front: all seeds have been run, and no other such row has at most its bytes and a higher AUC. "
+    "Lost: test AUC that a storage type costs. Inference speed: against the first row. Times may "
+    "be of a machine that had other work."
 )
 
 
@@ -33,11 +33,16 @@ class Table:
 
 
 def missing(summary: Summary) -> str:
-    """Returns a sentence about runs that have no figures; nothing where all have."""
-    if not summary.missing:
-        return ""
-    runs = "1 run has" if summary.missing == 1 else f"{summary.missing} runs have"
-    return f"{runs} no figures yet: rows without any are left out, others are of fewer seeds."
+    """Returns what is said of runs without figures, or of some; nothing where all have all."""
+    said = []
+    if summary.missing:
+        said = [
+            f"{_runs(summary.missing)} no figures yet: rows without any are left out, others are "
+            "of fewer seeds."
+        ]
+    if summary.unserved:
+        said += [f"{_runs(summary.unserved)} not all figures of storage types and inference yet."]
+    return " ".join(said)
 
 
 def basis(summary: Summary) -> str:
@@ -153,6 +158,10 @@ def interval(row: Row) -> str:
 def published(row: Row) -> float | None:
     """Returns the test AUC that a paper prints for a row's method and budget."""
     return row.cell.entry.published.get(row.cell.budget or "")
+
+
+def _runs(count: int) -> str:
+    return "1 run has" if count == 1 else f"{count} runs have"
 
 
 def _spread(row: Row, figure: str) -> str:

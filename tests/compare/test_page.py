@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from recsys_compress.compare import tables
+from recsys_compress.compare.cells import Cell, cells
 from recsys_compress.compare.charts import charts
 from recsys_compress.compare.page import render, write_report
-from recsys_compress.compare.records import Records
+from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.summary import Summary, summarize
 from recsys_compress.track.plots import as_svg, write_png
 from tests.browser import browser, check_readable
-from tests.compare.made_up import ODD, ONE_SEED, STUDY, TWO_MODELS, records
+from tests.compare.made_up import ODD, ONE_SEED, STUDY, TWO_MODELS, record, records
 
 VOID = {"meta"}
 
@@ -124,6 +126,31 @@ def test_a_study_without_figures_says_so(tmp_path: Path) -> None:
     assert "42 runs have no figures yet" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "All rows" not in shown
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_what_has_not_been_run_or_measured_yet_is_counted() -> None:
+    def some(cell: Cell, key: str, seed: int) -> Record:
+        whole = record(cell, key, seed)
+        lost = ("int8.auc",) if (cell.entry.name, seed) == ("full", 0) else ()
+        lost += ("inference.ratio",) if cell.name == "hash 0.1x" else ()
+        kept = {name: value for name, value in whole.figures.items() if name not in lost}
+        return replace(whole, figures=kept)
+
+    summary = summarize(records(STUDY, some))
+    assert tables.missing(summary) == (
+        "4 runs have not all figures of storage types and inference yet."
+    )
+    assert tables.missing(summarize(records(replace(STUDY, storage=()), some))) == ""
+    assert tables.missing(summarize(records(STUDY))) == ""
+
+
+def test_a_report_may_have_rows_of_fewer_seeds_alone(tmp_path: Path) -> None:
+    found = Records(STUDY)
+    run = found.run(cells(STUDY)[0])
+    assert run is not None
+    found.add(record(cells(STUDY)[0], run.key, 0))
+    write_report(summarize(found), tmp_path)
+    assert "yes" not in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_one_seed_has_no_interval() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,16 @@ import pytest
 from mlflow import MlflowClient
 
 from recsys_compress import cli
-from recsys_compress.compare.runner import Memory, StoppedError
+from recsys_compress.compare.cells import Run, cells, run_of
+from recsys_compress.compare.runner import Memory, Runner, StoppedError
+from recsys_compress.compare.study import load_study
 from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.data.prepare import prepare
+from recsys_compress.data.schema import Encoding
+from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
+from recsys_compress.train.folder import JOB as JOB_FILE
+from recsys_compress.train.folder import MODEL, RESULT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning"),
@@ -198,3 +206,70 @@ def test_a_run_that_fails_does_not_end_the_study(
     assert status == 1
     assert "failed: full, seed 0: needs about" in capsys.readouterr().err
     assert os.path.exists(tmp_path / "study" / "report.html")
+
+
+def test_cells_are_made_anew_and_models_that_are_gone_keep_their_figures(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = written(tmp_path, synthetic_dataset)
+
+    def full() -> tuple[Path, dict[str, float]]:
+        """Returns where the model is, and what is known of it."""
+        text = (tmp_path / "study" / "results.json").read_text(encoding="utf-8")
+        (record,) = [r for r in json.loads(text) if r["run"] == "embedding.method=full"]
+        (folder,) = (tmp_path / "work" / "runs").glob(f"{record['key']}-s0/*/")
+        return folder, record["figures"]
+
+    assert cli.run(arguments(study, "--only", "full")) == 0
+    first, before = full()
+    assert {"int8.auc", "inference.ratio"} <= before.keys()
+    shutil.rmtree(first)
+    capsys.readouterr()
+    assert cli.run(arguments(study, "--only", "pruned*")) == 0
+    assert "[2/2] pruned" in capsys.readouterr().err
+    second, after = full()
+    assert second != first
+    assert after.keys() == before.keys()
+    assert after["test.auc"] == before["test.auc"]
+    assert after["inference.ratio"] == before["inference.ratio"]
+
+    kept = set((tmp_path / "work" / "runs").glob("*/*/"))
+    assert cli.run(arguments(study, "--only", "full", "--redo")) == 0
+    third, anew = full()
+    assert set((tmp_path / "work" / "runs").glob("*/*/")) == kept - {second} | {third}
+    assert third != second
+    assert anew.keys() == before.keys()
+
+
+@pytest.mark.parametrize("encoding", ["vocabulary", "hash"])
+def test_full_tables_need_not_be_possible(encoding: Encoding, tmp_path: Path) -> None:
+    """Rows of 24 bytes are padded, and hashed ids have more rows than any table."""
+    source = Synthetic(rows=2000, cardinalities=(50, 300), dense=1)
+    dataset = prepare(source, tmp_path / "dataset", encoding=encoding)
+    text = STUDY[: STUDY.index("[[methods]]")].replace('["int8"]', "[]")
+    text += '[[methods]]\nname = "hash"\nbudgets = ["5kB"]\nset = { embedding.min_rows = 0 }\n'
+    study = written(tmp_path, dataset, study=text)
+    job = tmp_path / "job.toml"
+    narrow = job.read_text(encoding="utf-8").replace("dim = 8", "dim = 6")
+    job.write_text(narrow.replace('"adam"', '"rowwise_adagrad"'), encoding="utf-8")
+    assert cli.run(arguments(study)) == 0
+    (record,) = json.loads((tmp_path / "study" / "results.json").read_text(encoding="utf-8"))
+    assert "error" not in record
+    assert record["figures"]["bytes.tables"] <= 5000
+
+
+def test_models_are_measured_as_served_where_they_fit(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    study = load_study(written(tmp_path, synthetic_dataset))
+    run = run_of(study, cells(study)[0], {})
+    assert isinstance(run, Run)
+    folder = tmp_path / "work" / "runs" / f"{run.key}-s0" / "run"
+    folder.mkdir(parents=True)
+    for name, content in ((JOB_FILE, ""), (MODEL, ""), (RESULT, '{"interrupted": false}')):
+        (folder / name).write_text(content, encoding="utf-8")
+    runner = Runner(
+        study=study, work=tmp_path / "work", data=None, memory=Memory(1_000_000_000), threads=1
+    )
+    with pytest.raises(UserError, match="needs about 1,000,"):
+        runner.served(run, 0, ["int8"], None)

@@ -10,6 +10,7 @@ from recsys_compress.compare.compare import missing
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.spec import Study
 from recsys_compress.compare.study import load_study
+from recsys_compress.compare.summary import summarize
 from recsys_compress.config import load_job
 from recsys_compress.errors import UserError
 
@@ -175,6 +176,44 @@ def test_trials_come_first_and_compressions_last(study: Study) -> None:
     assert names[:2] == ["hash 0.1x, try 1", "hash 0.1x, try 2"]
     assert names[-2:] == ["pruned 0.1x"] * 2
     assert len(names) == 2 + 2 + 4 + 4 + 2
+
+
+def test_what_a_wanted_cell_begins_with_is_tried_before_it(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, STUDY.replace('after = "full"', 'after = "hash"')))
+    assert [cell.name for cell, _ in missing(Records(study), ["pruned*"])] == [
+        "hash 0.1x, try 1",
+        "hash 0.1x, try 2",
+        "pruned 0.1x",
+        "pruned 0.1x",
+    ]
+
+
+def test_validation_picks_at_the_seed_of_the_trials(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, STUDY.replace("seeds = [0, 1]", "seeds = [1, 0]")))
+    records = Records(study)
+    for trial, auc in zip(trials(study, study.entry("hash"), None), (0.7, 0.8), strict=True):
+        run = records.run(trial)
+        assert run is not None
+        figures = {"valid.auc": auc, "test.auc": auc, "bytes.tables": 1}
+        records.add(Record(key=run.key, seed=1, figures=figures))
+    assert records.picks() == {("hash", None): 1}
+    records.add(Record(key=run.key, seed=0, figures={**figures, "valid.auc": 0.6}))
+    assert records.picks() == {("hash", None): 1}
+    assert [auc for _, auc, _ in summarize(records).tried] == [0.7, 0.8]
+
+
+def test_cells_are_run_anew_where_their_names_match(study: Study) -> None:
+    records = Records(study)
+    for trial, auc in zip(trials(study, study.entry("hash"), None), (0.7, 0.8), strict=True):
+        run = records.run(trial)
+        assert run is not None
+        records.add(Record(key=run.key, seed=0, figures={"valid.auc": auc}))
+
+    def anew(*only: str) -> list[str]:
+        return [f"{cell.name} {seed}" for cell, seed in missing(records, only, redo=True)]
+
+    assert anew("hash 0.1x") == ["hash 0.1x 0", "hash 0.1x 1"]
+    assert anew("hash 0.1x*")[:2] == ["hash 0.1x, try 1 0", "hash 0.1x, try 2 0"]
 
 
 def test_figures_hang_on_what_decides_them_alone(tmp_path: Path, study: Study) -> None:

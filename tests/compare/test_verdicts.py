@@ -92,8 +92,26 @@ def test_a_storage_type_is_judged_where_it_costs_most() -> None:
     add(found, FULL, 0.9, **{"int8.auc": 0.8999})
     add(found, UNIFIED, 0.9, **{"int8.auc": 0.899})
     verdict = judge_storage(StorageClaim(storage="int8", most=0.0003), found)
-    assert (verdict.left, verdict.found) == ("unified 0.5x", "+0.0010 at most, of 2 rows")
+    assert verdict.left == "unified 0.5x"
+    assert verdict.found == "+0.0010 at most, 2 of 2 rows measured"
     assert verdict.holds is False
+
+
+def test_a_storage_claim_holds_only_where_every_row_has_been_stored() -> None:
+    found = Records(STUDY)
+    fine, broken = (StorageClaim(storage="int8", most=most) for most in (0.01, 0.0003))
+    assert (judge_storage(fine, found).holds, judge_storage(fine, found).left) == (None, "")
+    add(found, FULL, 0.9, 0.9)
+    assert judge_storage(fine, found).found == "0 of 1 rows measured"
+    add(found, FULL, 0.9, **{"int8.auc": 0.899})  # of seed 0 alone
+    assert judge_storage(fine, found).found == "0 of 1 rows measured"
+    add(found, FULL, 0.9, 0.9, **{"int8.auc": 0.899})
+    assert judge_storage(fine, found).holds is True
+    add(found, UNIFIED, 0.9)
+    verdict = judge_storage(fine, found)
+    assert verdict.found == "+0.0010 at most, 1 of 2 rows measured"
+    assert verdict.holds is None
+    assert judge_storage(broken, found).holds is False
 
 
 def test_the_best_within_each_budget_wins_and_ties_are_named() -> None:
@@ -117,7 +135,8 @@ def test_the_best_within_each_budget_wins_and_ties_are_named() -> None:
     assert won["0.5x"].lost == pytest.approx(0.905 - 0.9043, abs=1e-4)
     assert found.missing == 2 + 3
     front = {row.cell.name for row in found.rows if row.on_front}
-    assert front == {"hash 0.1x"}
+    # Rows of fewer seeds are not on the front, and push none off it.
+    assert front == {"full", "hash 0.5x", "unified 0.1x"}
 
 
 def test_advice_is_by_use() -> None:
