@@ -30,8 +30,8 @@ def main(dataset: str, folder: str, cases: list[list[str]]) -> dict[str, Any]:
     found = {}
     with process_group() as ranks:
         for name, kind in cases:
-            trainer = Trainer(job_of(opened, Path(folder), name, kind), ranks, [], None)
-            found[f"{name} {kind}"] = _measure(trainer)
+            job = job_of(opened, Path(folder), name, kind)
+            found[f"{name} {kind}"] = _measure(Trainer(job, ranks, [], None))
     return found
 
 
