@@ -71,6 +71,8 @@ def score(
     """
     predictor = Predictor.load(model)
     files = _files(rows, predictor, keep)
+    if output.resolve() in {path.resolve() for path in files}:
+        raise UserError(f"{output}: is among the rows to score; name another file")
     state = {
         "model": sha256(model / MANIFEST),
         "keep": list(keep),

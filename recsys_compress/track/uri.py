@@ -18,7 +18,8 @@ from recsys_compress.errors import UserError
 DEFAULT_URI = "sqlite:///mlflow.db"
 CHECK_SECONDS = 5.0
 
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVERS = ("postgresql", "mysql", "mssql")
+_DATABASES = ("sqlite", *_SERVERS)
 
 
 def tracking_uri(job: Job | None = None) -> str:
@@ -27,14 +28,16 @@ def tracking_uri(job: Job | None = None) -> str:
     return own or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def shown(uri: str) -> str:
-    """Returns the URI without a user name and password in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def shown(text: str) -> str:
+    """Returns a URI, or text that names one, without user names and passwords."""
+    # In a database's a password may have a slash, which ends the host of any other.
+    named = r"//\S*@" if text.startswith(_SERVERS) else r"//[^/@\s]*@"
+    return re.sub(r"(?i)\b(password=)[^&\s]*", r"\1...", re.sub(named, "//", text))
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its kind where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Returns the first line of an error's message, or its kind where it has none; see `shown`."""
+    return shown(next(iter(str(error).splitlines()), "")) or type(error).__name__
 
 
 def check_reachable(uri: str) -> None:

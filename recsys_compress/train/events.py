@@ -62,6 +62,7 @@ class RunResult:
         calibration: reliability curve on the test split: equal-mass bins with "predicted",
             "observed", "rows".
         kept: what methods that choose by part keep of each table; see `Method.kept_parts`.
+        dataset: checksum of the data.
     """
 
     run_id: str
@@ -79,6 +80,7 @@ class RunResult:
     history: list[Metrics] = field(default_factory=list)
     calibration: list[Metrics] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
+    dataset: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the result as plain data."""

@@ -52,11 +52,16 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, Prepar
         overrides: keys of its job set otherwise, as `train --set` takes them.
 
     Raises:
-        UserError: the folder is no finished run, or a file is damaged.
+        UserError: the folder is no finished run, a file is damaged, or the data is another.
     """
     flush_denormals()
     job = load_job(folder / JOB, overrides)
     dataset = PreparedDataset.open(job.data.path)
+    if (known := read_result(folder).get("dataset")) and known != dataset.checksum:
+        raise UserError(  # rows of compressed tables would be read as those of other ids
+            f"data.path = {job.data.path!r}: is other data than the run {folder} was trained on; "
+            "name that"
+        )
     built = build(job, dataset.schema, read_policy(folder))
     load_best(built, folder)
     built.model.eval()

@@ -289,6 +289,7 @@ class Trainer:
             history=progress.history,
             calibration=calibration,
             kept=[dataclasses.asdict(part) for part in self.built.policy.kept_parts(self.tables)],
+            dataset=self.dataset.checksum,
         )
         with ranks.together():
             if ranks.first:

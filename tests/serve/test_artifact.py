@@ -15,6 +15,7 @@ from recsys_compress.serve.artifact import CARD, MANIFEST, File, read_artifact
 from recsys_compress.serve.export import export
 from recsys_compress.serve.predictor import Predictor
 from recsys_compress.train.events import RunResult
+from tests.serve.clicks import prepared
 
 
 @pytest.fixture
@@ -129,3 +130,10 @@ def test_an_unfinished_run_and_a_folder_of_something_else(
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="is no artifact"):
         Predictor.load(tmp_path)
+
+
+def test_a_run_is_not_exported_with_other_data(clicks_run: RunResult, tmp_path: Path) -> None:
+    other = prepared(tmp_path, seed=1)
+    with pytest.raises(UserError, match=r"is other data than the run .* was trained on"):
+        export(clicks_run.folder, tmp_path / "out", None, data=other.path)
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """Scores of files: all rows, in order, whole or absent, and resumed after whatever stopped them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +143,14 @@ def test_a_bad_value_names_its_file_and_row(artifact: Path, tmp_path: Path) -> N
     pq.write_table(table.set_column(place, "price", pa.array(price)), tmp_path / "rows.parquet")
     with pytest.raises(UserError, match=r"rows\.parquet: column 'price' is inf in row 78"):
         score(artifact, str(tmp_path / "rows.parquet"), tmp_path / "scores.parquet")
+
+
+def test_rows_are_not_overwritten_by_their_scores(
+    artifact: Path, rows: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(rows, tmp_path / "rows"))
+    before = (folder / "a.parquet").read_bytes()
+    for given in (folder, folder / "a.parquet"):
+        with pytest.raises(UserError, match="is among the rows to score"):
+            score(artifact, str(given), folder / "a.parquet")
+    assert (folder / "a.parquet").read_bytes() == before

@@ -7,7 +7,13 @@ import pytest
 
 from recsys_compress.config import Job
 from recsys_compress.errors import UserError
-from recsys_compress.track.uri import artifact_location, check_reachable, shown, tracking_uri
+from recsys_compress.track.uri import (
+    artifact_location,
+    check_reachable,
+    first_line,
+    shown,
+    tracking_uri,
+)
 from tests.track.conftest import free_port, recorded_in
 
 
@@ -68,3 +74,7 @@ def test_artifacts_go_beside_sqlite_and_elsewhere_where_mlflow_says() -> None:
 
 def test_passwords_are_not_shown() -> None:
     assert shown("https://me:word@host/x@y") == "https://host/x@y"
+    assert shown("postgresql://me:pa/ss@host/db") == "postgresql://host/db"
+    assert shown("mysql://host/db?password=word&x=1") == "mysql://host/db?password=...&x=1"
+    said = first_line(OSError("API request to http://me:word@host:1/api failed\nmore"))
+    assert said == "API request to http://host:1/api failed"
