@@ -45,6 +45,11 @@ CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 CHECKSUM = "artifact.sha256"  # tag: of the artifact's manifest, which has those of all its files
 PLACE = "artifact.path"  # tag: of the model, in its run's artifacts
 
+# What MLflow writes of a model as ours.
+_FLAVOR = {
+    *("artifacts", "cloudpickle_version", "code", "env", "loader_module", "model_code_path"),
+    *("python_version", "streamable"),
+}
 _URI = "models:/"
 _PACKAGES = (*PACKAGES, "mlflow", "pandas", "recsys-compress")
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow says either of an alias
@@ -190,10 +195,13 @@ def fetch_model(client: MlflowClient, version: ModelVersion, folder: Path) -> Pa
     model = Path(client.download_artifacts(str(version.run_id), _tag(version, PLACE), str(folder)))
     flavor = Model.load(str(model)).flavors.get("python_function", {})
     code = model / Path(str(flavor.get("model_code_path"))).name
+    parts = {name: part.get("path") for name, part in (flavor.get("artifacts") or {}).items()}
     if (
         flavor.get("loader_module") != "mlflow.pyfunc.loaders.code_model"
         or flavor.get("code")
-        or "python_model" in flavor
+        # Others, like `data`, name further folders whose code and files MLflow would load.
+        or not flavor.keys() <= _FLAVOR
+        or parts != {ARTIFACT: f"artifacts/{ARTIFACT}"}
         or not code.is_file()
         or code.read_bytes() != CODE.read_bytes()
     ):

@@ -5,14 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
 import recsys_compress
 from recsys_compress.cli import run as command
@@ -338,6 +341,36 @@ def test_other_code_in_the_registry_is_never_run(
     with located("models:/code@challenger", server_uri) as folder:  # runs no code at all
         assert np.isfinite(Predictor.load(folder).predict(held_out())).all()
     assert not struck.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda flavor: flavor.update(data="other"),
+        lambda flavor: flavor.update(python_model="python_model.pkl"),
+        lambda flavor: flavor["artifacts"]["artifact"].update(path="other"),
+    ],
+)
+def test_a_model_that_names_other_folders_is_not_served(
+    change: Callable[[dict[str, Any]], None],
+    client: MlflowClient,
+    runs: list[RunResult],
+    tmp_path: Path,
+) -> None:
+    found = register(runs[0].folder, StoragePlan(types="fp16"), name="folders")
+    version = named(client, f"models:/folders/{found.version}")
+    place = version.tags["artifact.path"]
+    whole = Path(client.download_artifacts(str(version.run_id), f"{place}/MLmodel", str(tmp_path)))
+    model = Model.load(str(whole))
+    change(model.flavors["python_function"])
+    (tmp_path / "changed").mkdir()
+    model.save(str(tmp_path / "changed" / "MLmodel"))
+    client.log_artifact(str(version.run_id), str(tmp_path / "changed" / "MLmodel"), place)
+    try:
+        with pytest.raises(UserError, match="its code is not that of this version"):
+            fetch_model(client, version, tmp_path / "model")
+    finally:  # a second registration of the same files is the same version
+        client.log_artifact(str(version.run_id), str(whole), place)
 
 
 def test_the_registry_is_away(runs: list[RunResult], tmp_path: Path) -> None:
