@@ -42,6 +42,7 @@ def main() -> int:
         plan, reference = steps.planned(options, options.budget)
         settings = ["embedding.method=full", f"embedding.plan={json.dumps(str(plan))}"]
     job = steps.load(options, *settings)
+    job = steps.without_budget(job) if options.budget else job  # a plan says it all
     run = steps.trained(job, reference)
     uri = tracking_uri(job)
     version = register(run, StoragePlan(types=options.storage) if options.storage else None)

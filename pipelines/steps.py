@@ -75,9 +75,7 @@ def planned(options: argparse.Namespace, budget: str) -> tuple[Path, Path]:
 
     The reference is the job's run with full tables, which is trained if it is not there.
     """
-    full = load(options, "embedding.method=full")
-    if full.embedding.budget is not None:
-        full = dataclasses.replace(full, embedding=dataclasses.replace(full.embedding, budget=None))
+    full = without_budget(load(options, "embedding.method=full"))
     reference = trained(full)
     path = reference.parent / f"plan-{reference.name}-{budget}.toml"
     if not path.exists():
@@ -87,6 +85,11 @@ def planned(options: argparse.Namespace, budget: str) -> tuple[Path, Path]:
         write_page(plan, path.with_suffix(".html"))
         plan.file.write(path)
     return path, reference
+
+
+def without_budget(job: Job) -> Job:
+    """Returns a job whose tables take what they take."""
+    return dataclasses.replace(job, embedding=dataclasses.replace(job.embedding, budget=None))
 
 
 def run(main: Callable[[], int]) -> None:

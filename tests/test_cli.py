@@ -216,6 +216,8 @@ def test_a_trained_model_is_compressed_and_stored(
     monkeypatch.chdir(place)
     folder = full["folder"]
     assert "give either --method or --storage" in fails(capsys, "compress", folder)
+    stored = fails(capsys, "compress", folder, "--storage", "int8", "--set", "train.epochs=1")
+    assert "--budget and --set go with --method" in stored
     assert "no table 'x'" in fails(capsys, "compress", folder, "--storage", "x=int8")
     assert "did you mean 'int8'?" in fails(capsys, "compress", folder, "--storage", "int9")
     assert "is unknown" in fails(capsys, "compress", folder, "--method", "lowrank")

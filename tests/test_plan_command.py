@@ -104,6 +104,9 @@ def test_bad_plans_leave_nothing(place: Path, capsys: pytest.CaptureFixture[str]
     assert "none/job.toml: cannot be read" in plan("--budget", "0.5x", "--reference", "none")
     both = ("train", "job.toml", "--plan", "none.toml", "--set", "embedding.budget=1x")
     assert "--plan says what --set embedding.budget would" in fails(capsys, *both)
+    both = (*both[:-1], "embedding.method = hash")
+    assert "--plan says what --set embedding.method would" in fails(capsys, *both)
+    assert "p.html: is no plan file" in plan("--budget", "0.5x", "--out", "p.html")
     assert "goes with --plan" in fails(capsys, "train", "job.toml", "--start", "runs")
     assert "none.toml: cannot be read" in fails(capsys, "train", "job.toml", "--plan", "none.toml")
     assert [path.name for path in place.iterdir()] == ["job.toml"]

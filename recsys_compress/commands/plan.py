@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from recsys_compress.commands.common import AsJson, hint, print_json
+from recsys_compress.errors import UserError
 
 
 def plan(
@@ -63,6 +64,8 @@ def plan(
     from recsys_compress.plan.report import plain, render, write_page
     from recsys_compress.plan.request import Request
 
+    if out.suffix != ".toml":
+        raise UserError(f"plan: --out {out}: is no plan file; name one that ends in .toml")
     settings = load_job(job, overrides or ())
     given = {} if methods is None else {"methods": tuple(m.strip() for m in methods.split(","))}
     found = make_plan(

@@ -126,8 +126,10 @@ def train(
 
 def _planned(settings: "Job", plan: Path, overrides: Sequence[str]) -> "Job":
     """Returns a job with its tables as a plan says, whatever budget and rules its file has."""
-    if any(given.startswith("embedding.budget=") for given in overrides):
-        raise UserError("train: --plan says what --set embedding.budget would; drop one")
+    for given in overrides:
+        key = given.partition("=")[0].strip()
+        if key in [f"embedding.{name}" for name in ("method", "budget", "rules", "min_rows")]:
+            raise UserError(f"train: --plan says what --set {key} would; drop one")
     embedding = dataclasses.replace(settings.embedding, plan=str(plan), budget=None, rules=())
     return dataclasses.replace(settings, embedding=embedding)
 
@@ -172,6 +174,10 @@ def compress(
     if (method is None) == (not storage):
         raise UserError("compress: give either --method or --storage")
     if method is None:
+        if budget is not None or overrides:
+            raise UserError(
+                "compress: --budget and --set go with --method; --storage trains nothing"
+            )
         _store(run_folder, storage or [], as_json)
         return
 

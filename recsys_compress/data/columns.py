@@ -107,6 +107,8 @@ def lists(column: pa.ChunkedArray, separator: str | None, name: str, where: str)
     if _is_list(column.type):
         return column
     if not _is_string(column.type) or separator is None:
+        if len(column) and column.null_count == len(column):  # of no type that says anything
+            return pa.chunked_array([pa.nulls(len(column), pa.list_(pa.null()))])
         raise UserError(
             f"{where}: column {name!r} is {column.type}; a multi-valued column holds lists, or "
             "strings and a separator is given"

@@ -114,12 +114,19 @@ class Predictor:
             row: number of its first row, from 1.
 
         Raises:
-            UserError: a column holds what it must not.
+            UserError: a column holds what it must not, or numbers that the model cannot bear.
         """
         if not table.num_rows:
             return np.empty(0, dtype=np.float32)
         found = raw.features(table, self.artifact.inputs, where, row)
-        return self.predict_tensors(*raw.tensors(found, self.artifact.schema, self.encoders))
+        scores = self.predict_tensors(*raw.tensors(found, self.artifact.schema, self.encoders))
+        if not np.isfinite(scores).all():
+            bad = row + int(np.flatnonzero(~np.isfinite(scores))[0])
+            raise UserError(
+                f"{where}: row {bad} has no score: the model's layers overflow with its numbers; "
+                "give it numbers like those that it was trained on"
+            )
+        return scores
 
     def predict_tensors(self, dense: Tensor, sparse: Any) -> Floats:
         """Returns the probabilities of rows that are encoded already.

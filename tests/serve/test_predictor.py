@@ -1,5 +1,6 @@
 """Raw rows through a deployed model: the figures of training, and what rows may hold."""
 
+import math
 import os
 import subprocess
 import sys
@@ -178,6 +179,23 @@ def test_wrong_values_are_one_clear_error(
 def test_what_are_no_rows(predictor: Predictor, given: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         predictor.predict(given)
+
+
+def test_rows_without_a_finite_score_are_told(artifact: Path, rows: pa.Table) -> None:
+    loaded = Predictor.load(artifact)
+    with torch.inference_mode():
+        next(iter(loaded._model.parameters())).fill_(math.nan)
+    with pytest.raises(UserError, match="rows: row 1 has no score"):
+        loaded.predict(rows.slice(0, 3))
+
+
+def test_a_request_may_lack_all_lists(predictor: Predictor, rows: pa.Table) -> None:
+    one = rows.slice(0, 1)
+    for name in ("tags", "tag_weights"):
+        place = one.column_names.index(name)
+        one = one.set_column(place, name, pa.nulls(1))
+    beside = pa.concat_tables([one, rows.slice(1, 1)], promote_options="default")
+    np.testing.assert_allclose(predictor.predict(one), predictor.predict(beside)[:1], atol=1e-6)
 
 
 def test_pandas_columns_of_mixed_types(predictor: Predictor, rows: pa.Table) -> None:
