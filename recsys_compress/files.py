@@ -21,6 +21,10 @@ T = TypeVar("T")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class FullDiskError(UserError):
+    """A file has no room; the cause is the error of the system."""
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it becomes `path`, on failure it goes.
@@ -184,9 +188,9 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        raise UserError(f"{path}: cannot be written ({error}); make room for it") from error
+        raise FullDiskError(f"{path}: cannot be written ({error}); make room for it") from error
     except SafetensorError as error:
-        raise UserError(f"{path}: cannot be written ({error}); make room for it") from error
+        raise FullDiskError(f"{path}: cannot be written ({error}); make room for it") from error
 
 
 def _umask() -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recsys_compress.data.progress import RowProgress
 from recsys_compress.data.sources.files import column_names, find_files, unreadable
 from recsys_compress.errors import UserError, nearest
-from recsys_compress.files import atomic_file, sha256, write_text
+from recsys_compress.files import FullDiskError, atomic_file, sha256, write_text
 from recsys_compress.serve.artifact import MANIFEST
 from recsys_compress.serve.predictor import BATCH_ROWS, Predictor
 from recsys_compress.serve.rows import check_columns
@@ -93,8 +93,9 @@ def score(
                 done += table.num_rows
                 bar.advance(table.num_rows)
         _join(parts, -(-total // part_rows), _schema(files[0], keep), output)
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
+    except (OSError, FullDiskError) as error:
+        cause = error.__cause__ if isinstance(error, FullDiskError) else error
+        reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
         raise UserError(
             f"{output}: cannot be written ({reason}); {done:,} of {total:,} rows are done: make "
             "room and run the same command again"
