@@ -21,10 +21,10 @@ Features = Mapping[str, pa.ChunkedArray]
 
 
 def check_columns(names: Sequence[str], inputs: Inputs, where: str) -> None:
-    """Checks that rows have all columns that a model reads.
+    """Checks that rows have all columns that a model reads, each once.
 
     Raises:
-        UserError: names all that are missing.
+        UserError: names all that are missing, or one that is there several times.
     """
     missing = [name for name in inputs.columns() if name not in names]
     if missing:
@@ -32,6 +32,18 @@ def check_columns(names: Sequence[str], inputs: Inputs, where: str) -> None:
             f"{where}: columns are missing: {', '.join(missing)}; the model reads "
             f"{', '.join(inputs.columns())}"
         )
+    for name in inputs.columns():
+        check_once(names, name, where)
+
+
+def check_once(names: Sequence[str], name: str, where: str) -> None:
+    """Checks that no other column has a column's name.
+
+    Raises:
+        UserError: one has.
+    """
+    if names.count(name) > 1:
+        raise UserError(f"{where}: column {name!r} is there {names.count(name)} times; rename")
 
 
 def to_table(rows: Any, inputs: Inputs, where: str) -> pa.Table:
@@ -55,8 +67,6 @@ def to_table(rows: Any, inputs: Inputs, where: str) -> pa.Table:
     dense = {column.name for column in inputs.dense}
     arrays = {}
     for name in inputs.columns():
-        if list(rows.columns).count(name) > 1:
-            raise UserError(f"{where}: column {name!r} is there twice; give each its own name")
         arrays[name] = _from_pandas(rows[name], name, where, dense=name in dense)
     return pa.table(arrays)
 

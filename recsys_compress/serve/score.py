@@ -4,8 +4,11 @@ Parts of a fixed number of rows are written beside the output as they are done. 
 goes on behind the last whole part; at the end the parts become one file, and go.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +23,12 @@ from recsys_compress.errors import UserError, nearest
 from recsys_compress.files import FullDiskError, atomic_file, sha256, write_text
 from recsys_compress.serve.artifact import MANIFEST
 from recsys_compress.serve.predictor import BATCH_ROWS, Predictor
-from recsys_compress.serve.rows import check_columns
+from recsys_compress.serve.rows import check_columns, check_once
 
 PART_ROWS = 1 << 18
 SCORE = "score"
 _STATE = "state.json"
+_LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +73,14 @@ def score(
         UserError: the model or the rows cannot be read, or the output cannot be written; what is
             done is kept for the next run.
     """
+    _check_output(output, rows)
     predictor = Predictor.load(model)
+    keep = list(dict.fromkeys(keep))
     files = _files(rows, predictor, keep)
-    if output.resolve() in {path.resolve() for path in files}:
-        raise UserError(f"{output}: is among the rows to score; name another file")
+    schema = _schema(files, keep)
     state = {
         "model": sha256(model / MANIFEST),
-        "keep": list(keep),
+        "keep": keep,
         "part_rows": part_rows,
         "rows": [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
     }
@@ -83,16 +88,17 @@ def score(
     parts = output.with_name(f".{output.name}.parts")
     done = 0
     try:
-        done = _resume(parts, state, part_rows, total)
-        resumed = done
-        with RowProgress("scoring", shown=progress, total=total) as bar:
-            bar.advance(done)
-            for table in _scored(predictor, files, keep, done, part_rows):
-                with atomic_file(_part(parts, done // part_rows)) as temporary:
-                    pq.write_table(table, temporary)
-                done += table.num_rows
-                bar.advance(table.num_rows)
-        _join(parts, -(-total // part_rows), _schema(files[0], keep), output)
+        with _alone(parts):
+            resumed = done = _resume(parts, state, part_rows, total)
+            with RowProgress("scoring", shown=progress, total=total) as bar:
+                bar.advance(done)
+                for table in _scored(predictor, files, schema, done, part_rows):
+                    with atomic_file(_part(parts, done // part_rows)) as temporary:
+                        pq.write_table(table, temporary)
+                    done += table.num_rows
+                    bar.advance(table.num_rows)
+            _join(parts, -(-total // part_rows), schema, output)
+            shutil.rmtree(parts)
     except (OSError, FullDiskError) as error:
         cause = error.__cause__ if isinstance(error, FullDiskError) else error
         reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())
@@ -100,8 +106,26 @@ def score(
             f"{output}: cannot be written ({reason}); {done:,} of {total:,} rows are done: make "
             "room and run the same command again"
         ) from error
-    shutil.rmtree(parts)
     return Scored(output=output, rows=total, resumed_rows=resumed)
+
+
+def _check_output(output: Path, rows: str) -> None:
+    """Checks that the scores are a file, and none of the rows, now or when they are there.
+
+    Raises:
+        UserError: they are not.
+    """
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; name a Parquet file")
+    place, resolved = Path(rows), output.resolve()
+    if place.is_dir():
+        among = resolved.is_relative_to(place.resolve())
+    else:
+        among = resolved == place.resolve() or resolved.match(
+            str(place.parent.resolve() / place.name)
+        )
+    if among:
+        raise UserError(f"{output}: is among the rows to score ({rows}); name a file elsewhere")
 
 
 def _files(rows: str, predictor: Predictor, keep: Sequence[str]) -> list[Path]:
@@ -113,15 +137,49 @@ def _files(rows: str, predictor: Predictor, keep: Sequence[str]) -> list[Path]:
         for name in keep:
             if name not in names:
                 raise UserError(f"{path}: column {name!r} is missing; {nearest(name, names)}")
+            check_once(names, name, str(path))
             if name == SCORE:
                 raise UserError(f"{path}: column {SCORE!r} cannot be kept beside the scores")
     return files
 
 
-def _schema(rows: Path, keep: Sequence[str]) -> pa.Schema:
-    columns = pq.read_schema(rows)
-    kept = [pa.field(name, columns.field(name).type) for name in keep]
-    return pa.schema([*kept, pa.field(SCORE, pa.float32())])
+def _schema(files: Sequence[Path], keep: Sequence[str]) -> pa.Schema:
+    """Returns that of the output: a column kept has a type that holds what all files have."""
+    found = pa.schema([])
+    for path in files:
+        columns = pq.read_schema(path)
+        own = pa.schema([pa.field(name, columns.field(name).type) for name in keep])
+        try:
+            found = pa.unify_schemas([found, own], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{path}: a column to keep is of another type than in the files before: "
+                f"{' '.join(str(error).split())}; cast it"
+            ) from error
+    return found.append(pa.field(SCORE, pa.float32()))
+
+
+@contextlib.contextmanager
+def _alone(parts: Path) -> Iterator[None]:
+    """Holds the folder of parts, which two runs at once would mix their scores in.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    parts.mkdir(parents=True, exist_ok=True)
+    path = parts / _LOCK
+    with open(path, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Else the one before has ended, and removed it, just now.
+            held = os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise UserError(
+                f"{parts}: is being written by another run; wait for it, or name another output"
+            )
+        yield
 
 
 def _resume(parts: Path, state: dict[str, object], part_rows: int, total: int) -> int:
@@ -132,16 +190,18 @@ def _resume(parts: Path, state: dict[str, object], part_rows: int, total: int) -
         while done < total and _part(parts, done // part_rows).is_file():
             done = min(done + part_rows, total)
         return done
-    if parts.exists():
-        shutil.rmtree(parts)
+    for old in parts.iterdir():
+        if old.name != _LOCK:
+            old.unlink()
     write_text(path, json.dumps(state))
     return 0
 
 
 def _scored(
-    predictor: Predictor, files: Sequence[Path], keep: Sequence[str], skip: int, part_rows: int
+    predictor: Predictor, files: Sequence[Path], schema: pa.Schema, skip: int, part_rows: int
 ) -> Iterator[pa.Table]:
     """Yields the scores of all rows but the first ones, a part at a time."""
+    keep = schema.names[:-1]
     pending: list[pa.Table] = []
     size = 0
     for path in files:
@@ -149,7 +209,8 @@ def _scored(
             for first in range(0, table.num_rows, BATCH_ROWS):
                 some = table.slice(first, BATCH_ROWS)
                 scores = predictor.predict_table(some, str(path), row + first)
-                pending.append(some.select(keep).append_column(SCORE, pa.array(scores)))
+                scored = some.select(keep).append_column(SCORE, pa.array(scores))
+                pending.append(scored.cast(schema))
                 size += some.num_rows
                 while size >= part_rows:
                     whole = pa.concat_tables(pending)

@@ -204,7 +204,7 @@ def test_pandas_columns_of_mixed_types(predictor: Predictor, rows: pa.Table) -> 
         predictor.predict(frame.assign(user=pd.Series([1, "a", None], dtype=object)))
     with pytest.raises(UserError, match=r"column 'user' holds .*1\.5.*; ids must be integers"):
         predictor.predict(frame.assign(user=[1.5, 2, 3]))
-    with pytest.raises(UserError, match="column 'user' is there twice"):
+    with pytest.raises(UserError, match="column 'user' is there 2 times"):
         predictor.predict(pd.concat([frame, frame[["user"]]], axis=1))
 
 

@@ -150,7 +150,70 @@ def test_rows_are_not_overwritten_by_their_scores(
 ) -> None:
     folder = Path(shutil.copytree(rows, tmp_path / "rows"))
     before = (folder / "a.parquet").read_bytes()
-    for given in (folder, folder / "a.parquet"):
-        with pytest.raises(UserError, match="is among the rows to score"):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for given in (folder, folder / "a.parquet", folder / "?.parquet", link):
+        with pytest.raises(UserError, match=r"a\.parquet: is among the rows to score"):
             score(artifact, str(given), folder / "a.parquet")
     assert (folder / "a.parquet").read_bytes() == before
+
+
+def test_scores_do_not_become_rows_of_the_next_run(
+    artifact: Path, rows: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(rows, tmp_path / "rows"))
+    for given in (folder, folder / "*.parquet", tmp_path / "*" / "*.parquet"):
+        with pytest.raises(UserError, match=r"is among the rows .*; name a file elsewhere"):
+            score(artifact, str(given), folder / "scores.parquet")
+    score(artifact, str(folder / "*.parquet"), folder / "out" / "scores.parquet")
+    score(artifact, str(folder / "?.parquet"), folder / "scores.parquet")
+
+
+def test_two_runs_do_not_write_one_output_at_once(
+    artifact: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores.parquet"
+    real, refused = pq.write_table, []
+
+    def another_begins(*arguments: object, **more: object) -> None:
+        with pytest.raises(UserError, match="is being written by another run"):
+            score(artifact, str(rows / "a.parquet"), output)
+        refused.append(True)
+        real(*arguments, **more)
+
+    monkeypatch.setattr(pq, "write_table", another_begins)
+    score(artifact, str(rows), output, keep=["number"], part_rows=5000)
+    assert len(refused) == 3
+    assert_scored(output, artifact, rows)
+
+
+def test_columns_kept_have_a_type_that_holds_those_of_all_files(
+    artifact: Path, tmp_path: Path
+) -> None:
+    for number, kept in enumerate([pa.nulls(2), pa.array([1, 2], pa.int32()), pa.array([3, 4])]):
+        table = raw_rows(2).append_column("kept", kept)
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    output = tmp_path / "out" / "scores.parquet"
+    score(artifact, str(tmp_path / "*.parquet"), output, keep=["kept", "kept"])
+    found = pq.read_table(output)
+    assert found.column_names == ["kept", "score"]
+    assert found["kept"].type == pa.int64()
+    assert found["kept"].to_pylist() == [None, None, 1, 2, 3, 4]
+    table = raw_rows(2).append_column("kept", pa.array(["a", "b"]))
+    pq.write_table(table, tmp_path / "3.parquet")
+    with pytest.raises(UserError, match=r"3\.parquet: a column to keep is of another type"):
+        score(artifact, str(tmp_path / "*.parquet"), output, keep=["kept"])
+
+
+def test_columns_that_are_there_twice_are_refused(artifact: Path, tmp_path: Path) -> None:
+    for name in ("user", "kept"):
+        table = raw_rows(2).append_column("kept", pa.array([1, 2]))
+        pq.write_table(table.append_column(name, table[name]), tmp_path / "rows.parquet")
+        with pytest.raises(UserError, match=f"column '{name}' is there 2 times; rename"):
+            score(artifact, str(tmp_path / "rows.parquet"), tmp_path / "out", keep=["kept"])
+
+
+def test_an_output_that_is_a_folder_is_refused(artifact: Path, rows: Path, tmp_path: Path) -> None:
+    for output in (tmp_path, Path()):
+        with pytest.raises(UserError, match="is a folder; name a Parquet file"):
+            score(artifact, str(rows), output)
