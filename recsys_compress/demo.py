@@ -100,9 +100,9 @@ def print_demo(found: Demo) -> None:
         for method, run in zip(_methods(found.runs), found.runs, strict=True)
     ]
     print_table(make_table(["method", "bytes", "ratio", "AUC", "logloss", "samples/s"], rows))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"best possible AUC on this data: {found.best_auc:.4f}")
-    console.print(f"plot: {found.plot}", markup=False)
+    console.print(f"plot: {found.plot}")
 
 
 def _methods(runs: Sequence[RunResult]) -> list[str]:

@@ -21,7 +21,7 @@ class StudyProgress:
         self._processes = processes
         self._done = 0
         self._seconds = 0.0
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
         self._bar = Progress(
             TextColumn(title),
             MofNCompleteColumn(),
@@ -63,7 +63,7 @@ class StudyProgress:
         each = self._seconds / self._done / self._processes
         left = f"about {_time(each * max(self._total - self._done, 0))} left"
         line = f"[{self._done}/{self._total}] {name}: {said} ({_time(seconds)}; {left})"
-        self._console.print(line, markup=False)
+        self._console.print(line)
         self._bar.update(self._task, completed=self._done, description=left)
         sys.stderr.flush()
 

@@ -1,5 +1,6 @@
 """What raw rows hold, and how their columns become features: the same in training and serving."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,13 +8,58 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_compress.data.columns import floats, id_lists, ids, list_weights, lists, texts
+from recsys_compress.data.columns import (
+    floats,
+    id_lists,
+    ids,
+    labels,
+    list_weights,
+    lists,
+    texts,
+)
 from recsys_compress.errors import UserError
 
 TimePart = Literal["hour", "weekday", "day", "month"]
 Kind = Literal["integer", "string"]
 
+_COMPARISONS = {
+    ">=": pc.greater_equal,
+    "<=": pc.less_equal,
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    ">": pc.greater,
+    "<": pc.less,
+}
 _PARTS = {"hour": pc.hour, "weekday": pc.day_of_week, "day": pc.day, "month": pc.month}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelInput:
+    """The label.
+
+    Attributes:
+        column: the raw column.
+        positive: rule for what is positive, like ">=4"; None where the column holds 0 and 1.
+    """
+
+    column: str
+    positive: str | None = None
+
+    def labels(self, table: pa.Table, where: str, row: int) -> pa.ChunkedArray:
+        """Returns the labels as int8; arguments as of `Inputs.features`."""
+        column = table[self.column]
+        if self.positive is None:
+            return labels(column, self.column, where, row)
+        comparison, value = parse_rule(self.positive)
+        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        try:
+            positive = _COMPARISONS[comparison](column, value if text else float(value))
+        except (ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{where}: label {self.column!r} is {column.type} and cannot be compared with "
+                f"{value!r}; mend label.positive"
+            ) from error
+        return labels(positive, self.column, where, row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +136,18 @@ class IdInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """All that a model reads of raw rows."""
+    """All that a model reads of raw rows.
+
+    Attributes:
+        dense: the dense features.
+        ids: the categorical fields.
+        label: what of raw rows is the label, which scoring does not read; None where it is a column
+            of 0 and 1 of the label's name.
+    """
 
     dense: tuple[DenseInput, ...] = ()
     ids: tuple[IdInput, ...]
+    label: LabelInput | None = None
 
     def columns(self) -> list[str]:
         """Returns the raw columns, each once."""
@@ -116,6 +170,18 @@ class Inputs:
         for field in self.ids:
             found |= field.features(table, where, row)
         return found
+
+
+def parse_rule(text: str) -> tuple[str, str]:
+    """Returns the comparison and the value of a rule like ">=4".
+
+    Raises:
+        UserError: it is none.
+    """
+    found = re.fullmatch(r"\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*", text)
+    if found is None:
+        raise UserError(f'label.positive = {text!r}: write it like ">=4" or "==click"')
+    return found[1], found[2]
 
 
 def plain(dense: Sequence[str], categorical: Sequence[str]) -> Inputs:

@@ -25,7 +25,7 @@ class RowProgress:
         self._rows = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        console = Console(stderr=True)
+        console = Console(stderr=True, markup=False)
         if shown and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),

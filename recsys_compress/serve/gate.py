@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from recsys_compress.byte_sizes import parse_bytes
-from recsys_compress.data.columns import labels
 from recsys_compress.data.dataset import MANIFEST, PreparedDataset
+from recsys_compress.data.inputs import LabelInput
 from recsys_compress.data.reader import Reader
 from recsys_compress.data.sources.files import CsvFormat, column_names, find_files, read_tables
 from recsys_compress.errors import UserError
@@ -213,17 +213,18 @@ def _raw(
     models: Sequence[Predictor], data: Path, size: int
 ) -> Iterator[tuple[Floats, list[Batch]]]:
     """Yields labels and each model's batch of raw rows."""
-    label = models[0].artifact.schema.label
+    artifact = models[0].artifact
+    label = artifact.inputs.label or LabelInput(column=artifact.schema.label)
     for path in find_files(str(data), (".parquet",)):
         names = column_names(path)
-        if label not in names:
-            raise UserError(f"{path}: has no column {label!r}; held-out rows need the label")
+        if label.column not in names:
+            raise UserError(f"{path}: has no column {label.column!r}; held-out rows need the label")
         for model in models:
             raw.check_columns(names, model.artifact.inputs, str(path))
         wanted = [column for model in models for column in model.artifact.inputs.columns()]
         row = 1
-        for table in read_tables(path, [label, *wanted], size, CsvFormat()):
-            known = labels(table[label], label, str(path), row).to_numpy().astype(np.float64)
+        for table in read_tables(path, [label.column, *wanted], size, CsvFormat()):
+            known = label.labels(table, str(path), row).to_numpy().astype(np.float64)
             yield known, [_encoded(model, table, str(path), row) for model in models]
             row += table.num_rows
 

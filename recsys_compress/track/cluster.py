@@ -31,8 +31,8 @@ def print_dry_run(found: DryRun) -> None:
     print_table(make_table(columns, [_traffic(name, rank) for name, rank in shown.items()]))
     limit = "" if found.memory is None else f", {format_bytes(found.memory)} each"
     each = f"{found.batch_size:,} examples a step in each"
-    Console(highlight=False, soft_wrap=True).print(
-        f"{count} processes on {found.device}{limit}; {each}", markup=False
+    Console(highlight=False, soft_wrap=True, markup=False).print(
+        f"{count} processes on {found.device}{limit}; {each}"
     )
 
 

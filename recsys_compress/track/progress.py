@@ -22,7 +22,7 @@ class ProgressListener:
 
     def __init__(self, console: Console | None = None) -> None:
         """Writes to `console`, standard error by default."""
-        self._console = console or Console(stderr=True)
+        self._console = console or Console(stderr=True, markup=False)
         self._bar: Progress | None = None
         self._values: Metrics = {}
         self._total = 0
@@ -83,7 +83,7 @@ class ProgressListener:
         return "  ".join([*parts, f"peak memory {format_bytes(peak_rss_bytes())}"])
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:

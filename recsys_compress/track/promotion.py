@@ -88,9 +88,9 @@ def promote(name: str, uri: str, policy: GatePolicy, data: Path | None = None) -
         if before == version:
             reason = f"version {version} is the champion already"
             return _decision(name, version, before, None, reason, passed=True)
+        rolled_back = f"version {version} was rolled back; register another"
         if _ROLLBACK in challenger.tags:
-            reason = f"version {version} was rolled back; register another"
-            return _decision(name, version, before, None, reason, passed=False)
+            return _decision(name, version, before, None, rolled_back, passed=False)
         report = judge(
             load(client, challenger),
             None if champion is None else load(client, champion),
@@ -102,7 +102,9 @@ def promote(name: str, uri: str, policy: GatePolicy, data: Path | None = None) -
             reason = "; ".join(map(str, report.failed))
             return _decision(name, version, before, report, reason, passed=False)
         with _locked(client, name) as holds:
-            _still(client, name, CHALLENGER, version)
+            now = _still(client, name, CHALLENGER, version)
+            if now is not None and _ROLLBACK in now.tags:  # while this one was judged
+                return _decision(name, version, before, report, rolled_back, passed=False)
             _still(client, name, CHAMPION, before)
             if before is not None:
                 client.set_registered_model_alias(name, PREVIOUS, before)
@@ -166,8 +168,8 @@ def _tag_all(client: MlflowClient, version: ModelVersion, tags: dict[str, str]) 
         client.set_model_version_tag(version.name, version.version, key, value)
 
 
-def _still(client: MlflowClient, name: str, which: str, version: str | None) -> None:
-    """Checks that an alias is where it was.
+def _still(client: MlflowClient, name: str, which: str, version: str | None) -> ModelVersion | None:
+    """Checks that an alias is where it was; returns the version as it is now.
 
     Raises:
         UserError: someone has moved it.
@@ -179,6 +181,7 @@ def _still(client: MlflowClient, name: str, which: str, version: str | None) -> 
             f"model {name!r}: {which} went from version {version} to {now} in the meantime; run "
             "the command again"
         )
+    return found
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ run again finishes what is unfinished and makes nothing twice.
 
 import contextlib
 import json
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 
 from recsys_compress.compress.storage import StoragePlan
-from recsys_compress.config import Job, load_job
+from recsys_compress.config import load_job
 from recsys_compress.data.encode import VocabularyEncoder
 from recsys_compress.data.inputs import IdInput
 from recsys_compress.errors import UserError
@@ -105,14 +106,18 @@ def register(
         out = Path(temporary) / ARTIFACT
         artifact = export(folder, out, plan, data, layers)
         checksum = sha256(out / MANIFEST)
-        known = client.search_model_versions(f"name = '{name}'")
-        found = next((v for v in known if v.tags.get(CHECKSUM) == checksum), None)
-        version = found or _create(client, name, run_id, out, artifact, job)
+        version = before = _first(client, name, checksum)
+        if version is None:
+            dataset = str((data or Path(job.data.path)).absolute())
+            made = _create(client, name, run_id, out, artifact, dataset)
+            version = _first(client, name, checksum) or made
+            if int(version.version) != int(made.version):  # another process has made one meanwhile
+                client.delete_model_version(name, made.version)
         client.set_registered_model_alias(name, CHALLENGER, version.version)
         return Registered(
             name=name,
             version=str(version.version),
-            created=found is None,
+            created=before is None,
             tags=dict(version.tags),
         )
 
@@ -241,8 +246,15 @@ def _run_id(client: MlflowClient, folder: Path, uri: str) -> str:
     return run_id
 
 
+def _first(client: MlflowClient, name: str, checksum: str) -> ModelVersion | None:
+    """Returns the first version of an artifact, if there is one."""
+    known = client.search_model_versions(f"name = '{name}'")
+    own = [version for version in known if version.tags.get(CHECKSUM) == checksum]
+    return min(own, key=lambda version: int(version.version), default=None)
+
+
 def _create(
-    client: MlflowClient, name: str, run_id: str, out: Path, artifact: Artifact, job: Job
+    client: MlflowClient, name: str, run_id: str, out: Path, artifact: Artifact, dataset: str
 ) -> ModelVersion:
     """Uploads an artifact as a model from code, and makes it a version."""
     with contextlib.suppress(MlflowException):
@@ -252,7 +264,7 @@ def _create(
     champion = alias(client, name, CHAMPION)
     checksum = sha256(out / MANIFEST)
     place = f"model-{checksum[:12]}"
-    tags = {CHECKSUM: checksum, PLACE: place, **_tags(artifact, job)}
+    tags = {CHECKSUM: checksum, PLACE: place, **_tags(artifact, dataset)}
     if champion is not None:
         tags |= {"parent.version": str(champion.version)}
         tags |= _moved(load(client, champion), predictor)
@@ -278,7 +290,7 @@ def _create(
     )
 
 
-def _tags(artifact: Artifact, job: Job) -> dict[str, str]:
+def _tags(artifact: Artifact, dataset: str) -> dict[str, str]:
     """Returns size, quality and lineage."""
     figures = {
         f"{part}.{name}": values[name]
@@ -288,7 +300,7 @@ def _tags(artifact: Artifact, job: Job) -> dict[str, str]:
     return {
         "run.id": artifact.run,
         "dataset.checksum": artifact.dataset,
-        "dataset.path": job.data.path,
+        "dataset.path": dataset,
         "method": artifact.method,
         "storage": ",".join(sorted(set(artifact.storage.values()))),
         "layers": artifact.layers,
@@ -304,9 +316,10 @@ def _moved(before: Predictor, after: Predictor) -> dict[str, str]:
     tags = {}
     for field in after.encoders:
         found = movement(before, after, field)
+        name = re.sub(r"[^\w\-. ]", "_", field)  # MLflow takes no other characters in a tag's name
         for figure, value in asdict(found).items() if found else ():
             if value is not None:
-                tags[f"vectors.{field}.{figure}"] = f"{value:.6g}"
+                tags[f"vectors.{name}.{figure}"] = f"{value:.6g}"
     return tags
 
 

@@ -28,7 +28,7 @@ def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def print_table(table: Table) -> None:
     """Prints a table; where there is no terminal there is no width to fit into."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def print_result(result: RunResult, before: Mapping[str, Any] | None = None) -> None:
@@ -50,7 +50,7 @@ def print_result(result: RunResult, before: Mapping[str, Any] | None = None) -> 
         f"peak memory {format_bytes(result.peak_rss_bytes)}",
         f"run         {result.run_id} in {result.folder}",
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if before:
         sizes = before["bytes"]
         lines += [
@@ -60,16 +60,16 @@ def print_result(result: RunResult, before: Mapping[str, Any] | None = None) -> 
             f"whole model {format_bytes(result.bytes['model'])}",
         ]
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def print_stored(stored: "Stored") -> None:
     """Prints the figures of a run's model in another storage type."""
     _print_figures({"as trained": stored.before, "as stored": stored.test})
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     for table, data_type in stored.types.items():
-        console.print(f"{data_type:5} {table}", markup=False)
-    console.print(f"embeddings  {format_bytes(stored.bytes['tables'])}", markup=False)
+        console.print(f"{data_type:5} {table}")
+    console.print(f"embeddings  {format_bytes(stored.bytes['tables'])}")
 
 
 def _print_figures(splits: Mapping[str, Metrics]) -> None:

@@ -12,6 +12,7 @@ from recsys_compress.data.profile import profile, render, zipf_exponent
 from recsys_compress.data.schema import Encoding
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
+from recsys_compress.track.tables import make_table, print_table
 
 TOML = """
 categorical = ["user"]
@@ -70,6 +71,11 @@ def test_prints_as_json_and_as_a_table(synthetic_dataset: PreparedDataset) -> No
     with console.capture() as capture:
         console.print(render(result))
     assert all(field["name"] in capture.get() for field in raw["fields"])
+
+
+def test_names_are_not_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(make_table(["field"], [["price[usd]"]]))
+    assert "price[usd]" in capsys.readouterr().out
 
 
 def test_bad_dim(synthetic_dataset: PreparedDataset) -> None:

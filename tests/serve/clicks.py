@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,7 +16,7 @@ SCHEMA = """
 dense = ["price"]
 dense_missing = -1.0
 categorical = ["user", "item"]
-label = { column = "click" }
+label = { column = "stars", positive = ">=4" }
 
 [[multi_valued]]
 column = "tags"
@@ -54,17 +55,25 @@ def raw_rows(rows: int = ROWS, seed: int = 0) -> pa.Table:
             "tags": pa.array(["|".join(f"t{t}" for t in row) for row in tags]),
             "tag_weights": pa.array(["|".join(f"{1 / (1 + t):.3f}" for t in row) for row in tags]),
             "at": pa.array([f"2026-01-05 {hour:02}:15:00" for hour in hours]),
-            "click": pa.array(click.astype(np.int8)),
+            "stars": pa.array(np.where(click, 5, 2)),
             "split": pa.array(np.minimum(np.arange(rows) * 3 // rows, 2)),
         }
     )
 
 
-def prepared(folder: Path, encoding: Encoding = "vocabulary", seed: int = 0) -> PreparedDataset:
-    """The click log, prepared; raw rows lie in `folder`/clicks.parquet."""
+def clicked(rows: pa.Table) -> npt.NDArray[np.float32]:
+    """The labels of raw rows."""
+    return (rows["stars"].to_numpy() >= 4).astype(np.float32)
+
+
+def prepared(
+    folder: Path, encoding: Encoding = "vocabulary", seed: int = 0, user: str = "user"
+) -> PreparedDataset:
+    """The click log, prepared, with another name of a field; raw rows lie in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "schema.toml").write_text(SCHEMA)
-    pq.write_table(raw_rows(seed=seed), folder / "clicks.parquet", row_group_size=1000)
+    (folder / "schema.toml").write_text(SCHEMA.replace('"user"', f'"{user}"'))
+    rows = raw_rows(seed=seed).rename_columns({"user": user})
+    pq.write_table(rows, folder / "clicks.parquet", row_group_size=1000)
     source = Tabular(path=str(folder / "clicks.parquet"), schema_file=str(folder / "schema.toml"))
     return prepare(source, folder / encoding, encoding=encoding)
 

@@ -71,8 +71,8 @@ def test_rows_that_are_not_fit(predictor: Predictor, rows: Path, tmp_path: Path)
     other = prepared(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match=r"is not what run .* was trained on"):
         judge(predictor, None, other.path, GatePolicy())
-    pq.write_table(held_out().drop(["click"]), rows)
-    with pytest.raises(UserError, match="has no column 'click'; held-out rows need the label"):
+    pq.write_table(held_out().drop(["stars"]), rows)
+    with pytest.raises(UserError, match="has no column 'stars'; held-out rows need the label"):
         judge(predictor, None, rows, GatePolicy())
 
 

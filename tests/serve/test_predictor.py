@@ -27,7 +27,7 @@ from recsys_compress.serve.export import export
 from recsys_compress.serve.predictor import Predictor
 from recsys_compress.train.events import RunResult
 from recsys_compress.train.metrics import BinaryMetrics
-from tests.serve.clicks import held_out
+from tests.serve.clicks import clicked, held_out
 from tests.serve.conftest import train_clicks
 
 INPUTS = ["user", "item", "price", "tags", "tag_weights", "at"]
@@ -45,7 +45,7 @@ def rows() -> pa.Table:
 
 def auc(probabilities: "np.ndarray[tuple[int], np.dtype[np.float32]]", rows: pa.Table) -> float:
     metrics = BinaryMetrics()
-    labels = torch.from_numpy(rows["click"].to_numpy().astype(np.float32))
+    labels = torch.from_numpy(clicked(rows))
     metrics.update(torch.logit(torch.from_numpy(probabilities).double()), labels)
     return metrics.compute()["auc"]
 

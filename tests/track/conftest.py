@@ -15,6 +15,7 @@ import pytest
 
 import recsys_compress.track  # noqa: F401  (sets MLflow's environment, so before it)
 from recsys_compress.config import DataConfig, Job, TrackingConfig
+from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.train.events import RunResult, RunStart
 from tests.ports import free_port
 from tests.serve.clicks import prepared
@@ -121,16 +122,17 @@ def server_uri(sqlite_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="session")
 def tracked_runs(server_uri: str, tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
     """Two runs on the click log of unequal quality, recorded at the server."""
+    folder = tmp_path_factory.mktemp("tracked")
+    return train_twice(prepared(folder), folder / "runs", server_uri)
+
+
+def train_twice(dataset: PreparedDataset, folder: Path, uri: str) -> list[RunResult]:
     from recsys_compress.track.run import tracked_train
 
-    folder = tmp_path_factory.mktemp("tracked")
-    dataset = prepared(folder)
     results = []
     for seed, epochs in ((0, 1), (1, 3)):
-        job = make_job(
-            dataset, folder / "runs", "full", epochs=epochs, threads=1, batch_size=250, seed=seed
-        )
-        tracking = replace(job.tracking, uri=server_uri)
+        job = make_job(dataset, folder, "full", epochs=epochs, threads=1, batch_size=250, seed=seed)
+        tracking = replace(job.tracking, uri=uri)
         job = replace(job, tracking=tracking, embedding=replace(job.embedding, min_rows=20))
         results.append(tracked_train(job))
     return results

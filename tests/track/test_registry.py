@@ -27,7 +27,8 @@ from recsys_compress.track import promotion
 from recsys_compress.track.promotion import promote, rollback
 from recsys_compress.track.registry import fetch, fetch_model, located, named, register
 from recsys_compress.train.events import RunResult
-from tests.serve.clicks import held_out
+from tests.serve.clicks import held_out, prepared
+from tests.track.conftest import train_twice
 
 # SQLAlchemy says so of MLflow's own tables.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
@@ -93,6 +94,45 @@ def test_registering_again_makes_nothing_twice(client: MlflowClient, runs: list[
     assert other.created
     assert int(other.tags["bytes.tables"]) < int(first.tags["bytes.tables"])
     assert aliases(client, "twice") == {"challenger": other.version}
+
+
+def test_registering_twice_at_once_makes_one_version(
+    client: MlflowClient, runs: list[RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def meanwhile(*arguments: object, **more: object) -> object:
+        """The other registration runs while this one makes its version."""
+        monkeypatch.undo()
+        found.append(register(runs[0].folder, PLAN, name="at-once"))
+        return real(*arguments, **more)  # type: ignore[arg-type]
+
+    real = MlflowClient.create_model_version
+    monkeypatch.setattr(MlflowClient, "create_model_version", meanwhile)
+    found.append(register(runs[0].folder, PLAN, name="at-once"))
+    assert [registered.version for registered in found] == ["1", "1"]
+    assert [v.version for v in client.search_model_versions("name = 'at-once'")] == ["1"]
+    assert aliases(client, "at-once") == {"challenger": "1"}
+
+
+def test_names_of_fields_that_mlflow_does_not_take(server_uri: str, tmp_path: Path) -> None:
+    runs = train_twice(prepared(tmp_path, user="k[usd], %"), tmp_path / "runs", server_uri)
+    register(runs[0].folder, PLAN, name="odd-names")
+    assert promote("odd-names", server_uri, ANY).passed
+    found = register(runs[1].folder, PLAN, name="odd-names")
+    assert float(found.tags["vectors.k_usd__ _.cosine_distance"]) > 0.1
+
+
+def test_data_that_has_moved_is_remembered(
+    server_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = prepared(tmp_path / "before")
+    run = train_twice(dataset, tmp_path / "runs", server_uri)[0]
+    dataset.path.rename(tmp_path / "after")
+    monkeypatch.chdir(tmp_path)
+    register(run.folder, PLAN, name="moved", data=Path("after"))
+    monkeypatch.chdir("/")
+    assert promote("moved", server_uri, ANY).passed
 
 
 def test_the_gate_moves_the_champion_and_rollback_moves_it_back(
@@ -304,6 +344,27 @@ def test_of_two_decisions_at_once_one_hears_of_it(
         promote("race", server_uri, ANY)
     monkeypatch.setattr(promotion, "LOCK_SECONDS", 0.0)  # and now has been gone for long
     assert promote("race", server_uri, ANY).passed
+
+
+def test_what_is_rolled_back_while_it_is_judged_is_not_promoted(
+    server_uri: str, client: MlflowClient, runs: list[RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(runs[0].folder, PLAN, name="back")
+    promote("back", server_uri, ANY)
+    register(runs[1].folder, PLAN, name="back")
+
+    def meanwhile(*arguments: object) -> object:
+        """Others promote it while this one compares, and go back."""
+        monkeypatch.undo()
+        assert promote("back", server_uri, ANY).version == "2"
+        assert rollback("back", server_uri).version == "1"
+        return real(*arguments)  # type: ignore[arg-type]
+
+    real = promotion.judge
+    monkeypatch.setattr(promotion, "judge", meanwhile)
+    found = promote("back", server_uri, ANY)
+    assert (found.passed, found.reason) == (False, "version 2 was rolled back; register another")
+    assert aliases(client, "back")["champion"] == "1"
 
 
 def test_an_artifact_tampered_with_is_not_promoted_or_served(

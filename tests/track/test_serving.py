@@ -23,7 +23,7 @@ from recsys_compress.track.promotion import promote
 from recsys_compress.track.registry import register
 from recsys_compress.train.events import RunResult
 from recsys_compress.train.metrics import BinaryMetrics
-from tests.serve.clicks import held_out
+from tests.serve.clicks import clicked, held_out
 from tests.track.conftest import free_port, wait_for
 
 pytestmark = [
@@ -85,7 +85,7 @@ def test_the_server_reaches_the_auc_of_training(
     assert status == 200, answer
     scores = torch.tensor(answer["predictions"], dtype=torch.float64)
     metrics = BinaryMetrics()
-    metrics.update(torch.logit(scores), torch.tensor(rows["click"].to_numpy()))
+    metrics.update(torch.logit(scores), torch.tensor(clicked(rows)))
     expected = tracked_runs[1].test["auc"]
     assert metrics.compute()["auc"] == pytest.approx(expected, abs=1e-6)
 

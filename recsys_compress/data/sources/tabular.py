@@ -31,7 +31,6 @@ test = [2]
 ```
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,8 +43,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from recsys_compress.data.columns import labels, weights
-from recsys_compress.data.inputs import DenseInput, IdInput, Inputs, TimePart
+from recsys_compress.data.columns import weights
+from recsys_compress.data.inputs import (
+    DenseInput,
+    IdInput,
+    Inputs,
+    LabelInput,
+    TimePart,
+    parse_rule,
+)
 from recsys_compress.data.schema import Pooling
 from recsys_compress.data.sources.files import (
     CSV_SUFFIXES,
@@ -68,15 +74,6 @@ from recsys_compress.errors import UserError
 from recsys_compress.files import read_toml
 from recsys_compress.settings import parse
 
-_COMPARISONS = {
-    ">=": pc.greater_equal,
-    "<=": pc.less_equal,
-    "==": pc.equal,
-    "!=": pc.not_equal,
-    ">": pc.greater,
-    "<": pc.less,
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelColumn:
@@ -87,6 +84,13 @@ class LabelColumn:
     column: str | None = None
     positive: str | None = None
     constant: Literal[0, 1] | None = None
+
+    @property
+    def input(self) -> LabelInput | None:
+        """What of raw rows is the label; None where no column is."""
+        if self.column is None:
+            return None
+        return LabelInput(column=self.column, positive=self.positive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +213,7 @@ class Tabular(Source):
             for m in spec.multi_valued
         ]
         dense = tuple(DenseInput(name=n, missing=spec.dense_missing) for n in spec.dense)
-        return Inputs(dense=dense, ids=tuple(fields))
+        return Inputs(dense=dense, ids=tuple(fields), label=spec.label.input)
 
     def random_fractions(self) -> Fractions | None:
         """Returns the shares of the random split, if it is one."""
@@ -266,8 +270,12 @@ class Tabular(Source):
 
     def _convert(self, table: pa.Table, where: str, row: int) -> pa.Table:
         spec = self._spec
-        label = spec.label.column or "label"
-        columns = {label: _label(table, spec.label, where, row)}
+        label = spec.label.input
+        if label is None:
+            constant = np.full(table.num_rows, spec.label.constant, dtype=np.int8)
+            columns = {"label": pa.array(constant)}
+        else:
+            columns = {label.column: label.labels(table, where, row)}
         if spec.weight is not None:
             columns[spec.weight] = weights(table[spec.weight], spec.weight, where, row)
         if Path(where).suffix in CSV_SUFFIXES:
@@ -291,24 +299,6 @@ def _check_one_type(column: pa.ChunkedArray, name: str, where: str, row: int) ->
         )
 
 
-def _label(table: pa.Table, label: LabelColumn, where: str, row: int) -> pa.Array:
-    if label.column is None:
-        return pa.array(np.full(table.num_rows, label.constant, dtype=np.int8))
-    column = table[label.column]
-    if label.positive is None:
-        return labels(column, label.column, where, row)
-    comparison, value = _rule(label.positive)
-    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    try:
-        positive = _COMPARISONS[comparison](column, value if text else float(value))
-    except (ValueError, pa.ArrowException) as error:
-        raise UserError(
-            f"{where}: label {label.column!r} is {column.type} and cannot be compared with "
-            f"{value!r}; mend label.positive"
-        ) from error
-    return labels(positive, label.column, where, row)
-
-
 def _split_by_column(column: pa.ChunkedArray, split: SplitRule, where: str, row: int) -> SplitIndex:
     values = column.to_numpy()
     index = np.full(len(values), len(SPLITS), dtype=np.uint8)
@@ -324,20 +314,13 @@ def _split_by_column(column: pa.ChunkedArray, split: SplitRule, where: str, row:
     return index
 
 
-def _rule(text: str) -> tuple[str, str]:
-    found = re.fullmatch(r"\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*", text)
-    if found is None:
-        raise UserError(f'label.positive = {text!r}: write it like ">=4" or "==click"')
-    return found[1], found[2]
-
-
 def _check(spec: TableSchema, where: str) -> None:
     """Checks what the types alone do not say."""
     label, split = spec.label, spec.split
     if (label.column is None) == (label.constant is None):
         raise UserError(f"{where}: label: give either column or constant")
     if label.positive is not None:
-        _rule(label.positive)
+        parse_rule(label.positive)
     check_fractions(split.fractions, where)
     named = (split.train, split.valid, split.test)
     if any(named) != (split.column is not None) or (any(named) and not all(named)):
