@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from recsys_compress.commands.common import INTERRUPTED
 from recsys_compress.config import Job, dump_job, load_job
 from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.prepare import prepare
@@ -17,6 +18,7 @@ from recsys_compress.plan.report import write_page
 from recsys_compress.plan.request import Request
 from recsys_compress.plan.start import start_from
 from recsys_compress.track.run import tracked_train
+from recsys_compress.train.events import RunResult
 from recsys_compress.train.folder import JOB, read_result
 
 
@@ -65,9 +67,9 @@ def trained(job: Job, reference: Path | None = None) -> Path:
             if read_result(folder).get("test"):
                 return folder
             if any((folder / "checkpoints").glob("step-*")):
-                return tracked_train(job, resume=folder).folder
+                return _finished(tracked_train(job, resume=folder))
     start = None if reference is None else start_from(job, reference)
-    return tracked_train(job, start=start).folder
+    return _finished(tracked_train(job, start=start))
 
 
 def planned(options: argparse.Namespace, budget: str) -> tuple[Path, Path]:
@@ -93,9 +95,26 @@ def without_budget(job: Job) -> Job:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs a recipe and exits: with 2 and one line where the user has something to mend."""
+    """Runs a recipe and exits: with 2 and one line where the user has something to mend.
+
+    Where the user has interrupted it, what is done is kept for the same command, and it is 130.
+    """
     try:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _finished(result: RunResult) -> Path:
+    """Returns the folder of a run.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, so that the steps behind it do not go on with it.
+    """
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return result.folder

@@ -42,7 +42,7 @@ def parse(kind: type[T], raw: Mapping[str, Any], *, where: str) -> T:
         found: T = _adapter(kind).validate_json(json.dumps(raw, default=str))  # type: ignore[arg-type]
         return found
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(kind, error)}") from None
+        raise _explained(kind, error, where) from None
 
 
 @functools.cache
@@ -79,17 +79,24 @@ def overridden(raw: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, An
     return result
 
 
-def _explain(kind: type, error: ValidationError) -> str:
+def _explained(kind: type, error: ValidationError, where: str) -> UserError:
     """Returns one line for one fault: an unknown key, since others may follow from it, or any."""
     unknown = ("unexpected_keyword_argument", "extra_forbidden")
     fault = min(error.errors(include_url=False), key=lambda f: f["type"] not in unknown)
     path = [str(part) for part in fault["loc"]]
     key = ".".join(path)
-    if fault["type"] in unknown:
-        return f"unknown key {key!r}; {nearest(path[-1], _keys(kind, path[:-1]))}"
-    if fault["type"] in ("missing", "missing_argument"):
-        return f"key {key!r} is missing; add it"
-    return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    own = fault.get("ctx", {}).get("error")  # of the dataclass itself
+    if isinstance(own, UserError):
+        return own  # names its place
+    if isinstance(own, ValueError):
+        said = f"{key}: {own}"
+    elif fault["type"] in unknown:
+        said = f"unknown key {key!r}; {nearest(path[-1], _keys(kind, path[:-1]))}"
+    elif fault["type"] in ("missing", "missing_argument"):
+        said = f"key {key!r} is missing; add it"
+    else:
+        said = f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    return UserError(f"{where}: {said}")
 
 
 def _keys(kind: type, path: list[str]) -> list[str]:

@@ -1,6 +1,9 @@
 """The recipes, run as cron would: again and again."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -74,3 +77,27 @@ def test_from_raw_rows_to_scores_and_nothing_twice(
     assert sorted(tmp_path.glob("runs/*/dcnv2-*")) == runs
     assert [(run / "result.json").stat().st_mtime_ns for run in runs] == times
     assert pq.read_table(tmp_path / "scores.parquet").equals(scores)
+
+
+@pytest.mark.timeout(300)
+def test_an_interrupted_recipe_goes_on_with_the_same_command(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    names = ("--source", "--from", "--schema", "--data", "--job")
+    given = [argument for argument in arguments if argument.partition("=")[0] in names]
+    command = [sys.executable, "-m", "pipelines.train", *given]
+    longer = ["--set=train.epochs=200", "--set=train.patience=200"]
+    with subprocess.Popen(
+        [*command, *longer],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not list(tmp_path.glob("runs/*/dcnv2-*/checkpoints/step-*")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, ""), err
+    assert err.splitlines()[-1] == "interrupted; run the same command to go on"

@@ -12,6 +12,8 @@ from recsys_compress.files import to_json
 if TYPE_CHECKING:
     from recsys_compress.compress.storage import StoragePlan
 
+INTERRUPTED = 130  # status of what the user has interrupted
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from recsys_compress.commands.common import (
+    INTERRUPTED,
     AsJson,
     hint,
     launch_again,
@@ -19,8 +20,6 @@ from recsys_compress.errors import UserError
 
 if TYPE_CHECKING:
     from recsys_compress.config import Job
-
-INTERRUPTED = 130
 
 
 def train(
@@ -67,11 +66,12 @@ def train(
     Example: recsys-compress train pipelines/frappe.toml --set embedding.budget=0.1x
     """
     from recsys_compress.config import load_job
+    from recsys_compress.train.folder import run_file
 
     if job is None:
         if resume is None:
             raise UserError("train: no job; name a job file, or a run with --resume RUN_FOLDER")
-        job = resume / "job.toml"
+        job = run_file(resume)
     if not dry_run and (world_size or hbm):
         raise UserError("train: --world-size and --hbm are of a dry run; add --dry-run")
     cluster = [f"sharding.device_memory={hbm}", "train.device=cuda"] if hbm else []
@@ -181,15 +181,14 @@ def compress(
         _store(run_folder, storage or [], as_json)
         return
 
-    from recsys_compress.config import load_job
     from recsys_compress.track.progress import ProgressListener
     from recsys_compress.track.run import tracked_train
     from recsys_compress.track.tables import print_result
-    from recsys_compress.train.folder import read_result
+    from recsys_compress.train.folder import read_result, run_job
     from recsys_compress.train.post import compress as compress_run
     from recsys_compress.train.shard import process_group
 
-    config = load_job(run_folder / "job.toml", overrides or ())
+    config = run_job(run_folder, overrides or ())
     with process_group(config.train.device, config.sharding.timeout):
         job, start = compress_run(run_folder, method, budget, overrides or ())
         result = tracked_train(job, start=start, listeners=[ProgressListener()])

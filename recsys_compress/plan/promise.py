@@ -55,7 +55,8 @@ def tightened(
         if not bad:
             break
         if good:
-            bound = math.sqrt(max(good) * min(bad))
+            # Where a plan is expected to gain, there is no such mean.
+            bound = math.sqrt(max(max(good), 0.0) * max(min(bad), 0.0))
         else:
             bound = attempts[-1].predicted(quality) * most / attempts[-1].lost(quality)
         found = solve(bound)

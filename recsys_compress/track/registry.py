@@ -25,7 +25,6 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
 
 from recsys_compress.compress.storage import StoragePlan
-from recsys_compress.config import load_job
 from recsys_compress.data.encode import VocabularyEncoder
 from recsys_compress.data.inputs import IdInput
 from recsys_compress.errors import UserError
@@ -40,7 +39,7 @@ from recsys_compress.track.client import connected
 from recsys_compress.track.pyfunc import ARTIFACT, CODE
 from recsys_compress.track.run import RUN_FILE
 from recsys_compress.track.uri import shown, tracking_uri
-from recsys_compress.train.folder import JOB
+from recsys_compress.train.folder import run_job
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 CHECKSUM = "artifact.sha256"  # tag: of the artifact's manifest, which has those of all its files
@@ -99,7 +98,7 @@ def register(
     Raises:
         UserError: the run is not finished, or MLflow cannot be reached, has no such run or refuses.
     """
-    job = load_job(folder / JOB)
+    job = run_job(folder)
     name, uri = name or job.tracking.experiment, uri or tracking_uri(job)
     with connected(uri) as client, tempfile.TemporaryDirectory() as temporary:
         run_id = _run_id(client, folder, uri)

@@ -1,6 +1,7 @@
 """What lies in a run's folder."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -49,7 +50,7 @@ def go_on(
     Raises:
         UserError: the data, or what a run keeps, is another.
     """
-    began = load_job(folder / JOB)
+    began = run_job(folder)
     for key in KEPT:
         was, now = (attrgetter(key)(one) for one in (began, job))
         if is_dataclass(was):
@@ -93,12 +94,40 @@ def read_policy(folder: Path) -> Policy:
         raise UserError(f"{path}: cannot be read ({error}); train the model anew") from error
 
 
+def run_file(folder: Path) -> Path:
+    """Returns the file of a run's job.
+
+    Raises:
+        UserError: the folder is no run's.
+    """
+    if not (folder / JOB).is_file():
+        raise UserError(
+            f"{folder}: is no run's folder (it has no {JOB}); name one that recsys-compress train "
+            "has made"
+        )
+    return folder / JOB
+
+
+def run_job(folder: Path, overrides: Sequence[str] = ()) -> Job:
+    """Returns the job of a run.
+
+    Args:
+        folder: the run's own folder.
+        overrides: `key=value` changes.
+
+    Raises:
+        UserError: the folder is no run's, or an override is not valid.
+    """
+    return load_job(run_file(folder), overrides)
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """Returns what a run wrote at its end; nothing where it has not ended.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the folder is no run's, or the file is damaged.
     """
+    run_file(folder)
     path = folder / RESULT
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

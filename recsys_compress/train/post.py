@@ -22,7 +22,7 @@ from recsys_compress.compress.policy import Policy, resolve
 from recsys_compress.compress.size import DataType
 from recsys_compress.compress.spectrum import Item, Spectrum, layer_item
 from recsys_compress.compress.storage import StoragePlan, quantize
-from recsys_compress.config import Job, load_job
+from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
@@ -35,7 +35,7 @@ from recsys_compress.train.best import load_best
 from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
-from recsys_compress.train.folder import JOB, TABLES, read_policy, read_result
+from recsys_compress.train.folder import TABLES, read_policy, read_result, run_job
 from recsys_compress.train.handover import Start, check_tables, hand_over, table_moments
 from recsys_compress.train.shard import process_group
 
@@ -55,7 +55,7 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Built, Prepar
         UserError: the folder is no finished run, a file is damaged, or the data is another.
     """
     flush_denormals()
-    job = load_job(folder / JOB, overrides)
+    job = run_job(folder, overrides)
     dataset = PreparedDataset.open(job.data.path)
     if (known := read_result(folder).get("dataset")) and known != dataset.checksum:
         raise UserError(  # rows of compressed tables would be read as those of other ids
@@ -85,7 +85,7 @@ def compress(
     """
     with process_group():
         built, dataset = load_run(folder)
-        job = load_job(folder / JOB, overrides)
+        job = run_job(folder, overrides)
         # What a plan says is what the trained tables are, not what they become.
         embedding = dataclasses.replace(job.embedding, method=method, budget=budget, plan=None)
         job = dataclasses.replace(

@@ -15,7 +15,7 @@ import torch
 
 from recsys_compress.compress.policy import Policy, PolicyPhase, resolve
 from recsys_compress.compress.size import SizeReport
-from recsys_compress.config import Job, load_job
+from recsys_compress.config import Job
 from recsys_compress.data.batch import Batch
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
@@ -30,7 +30,14 @@ from recsys_compress.train.checkpoint import Checkpoint, Saver, load_newest
 from recsys_compress.train.context import stop_signals, tags
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Listener, Metrics, RunResult, RunStart
-from recsys_compress.train.folder import JOB, RESULT, go_on, read_policy, write_folder, write_size
+from recsys_compress.train.folder import (
+    RESULT,
+    go_on,
+    read_policy,
+    run_job,
+    write_folder,
+    write_size,
+)
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
 from recsys_compress.train.meter import Meter
@@ -70,7 +77,7 @@ def train(
         if job is None:
             if resume is None:
                 raise ValueError("give a job or a run to resume")
-            job = load_job(resume / JOB)
+            job = run_job(resume)
         with (
             process_group(job.train.device, job.sharding.timeout) as ranks,
             stop_signals() as asked,

@@ -140,7 +140,7 @@ def test_a_job_describes_a_policy() -> None:
         ({"rules": (RuleConfig(table="u[", method="full"),)}, r"or 'u\\\\\[' for that name"),
         (
             {"method": "unified", "budget": "0.1x", "methods": {"unified": {"num_tables": 0}}},
-            "unified.num_tables = 0: must be 1 or more",
+            r"^embedding\.methods\.unified\.num_tables = 0: must be 1 or more$",
         ),
         (
             {"method": "unified", "methods": {"unified": {"num_probes": {}}}},
