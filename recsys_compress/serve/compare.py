@@ -37,39 +37,48 @@ class AucDifference:
 
 
 def auc_difference(
-    labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike, confidence: float = 0.95
+    labels: npt.ArrayLike,
+    first: npt.ArrayLike,
+    second: npt.ArrayLike,
+    confidence: float = 0.95,
+    weights: npt.ArrayLike | None = None,
 ) -> AucDifference:
     """Compares two models' AUCs on the same rows by DeLong's method, in O(n log n).
 
     DeLong et al., Biometrics 1988, computed from mid-ranks as in Sun and Xu, IEEE Signal Processing
-    Letters 2014. A tie between rows counts half.
+    Letters 2014. A tie between rows counts half. A pair of rows counts by the product of their
+    weights, and the variance is that of weighted means; with equal weights both are DeLong's.
 
     Args:
         labels: (N,) 0 or 1.
         first: (N,) scores of the first model; only their order matters.
         second: (N,) scores of the second.
         confidence: of the interval, in (0, 1).
+        weights: (N,) of the rows; None where each counts once.
 
     Raises:
         UserError: there are fewer than two rows of either label.
     """
-    positive = np.asarray(labels) == 1
-    count, others = int(positive.sum()), int((~positive).sum())
+    label = np.asarray(labels)
+    mass = np.ones(len(label)) if weights is None else np.asarray(weights, dtype=np.float64)
+    positive, negative = (label == 1) & (mass > 0), (label != 1) & (mass > 0)
+    count, others = int(positive.sum()), int(negative.sum())
     if min(count, others) < 2:
         raise UserError(
             f"{count} rows of label 1 and {others} of label 0 are too few to compare models; "
             "give at least two of each"
         )
+    own, other = mass[positive], mass[negative]
     wins, losses = [], []  # by row: share of the rows of the other label that are on its right side
     for scores in (first, second):
         values = np.asarray(scores, dtype=np.float64)
-        ranks = _midranks(values)
-        wins.append((ranks[positive] - _midranks(values[positive])) / others)
-        losses.append(1 - (ranks[~positive] - _midranks(values[~positive])) / count)
-    aucs = [float(share.mean()) for share in wins]
-    spread = np.var(wins[1] - wins[0], ddof=1) / count
-    spread += np.var(losses[1] - losses[0], ddof=1) / others
-    error, difference = math.sqrt(float(spread)), aucs[1] - aucs[0]
+        below = _mass_below(values, mass)
+        wins.append((below[positive] - _mass_below(values[positive], own)) / other.sum())
+        losses.append(1 - (below[negative] - _mass_below(values[negative], other)) / own.sum())
+    aucs = [float(np.average(share, weights=own)) for share in wins]
+    spread = _variance_of_mean(wins[1] - wins[0], own)
+    spread += _variance_of_mean(losses[1] - losses[0], other)
+    error, difference = math.sqrt(spread), aucs[1] - aucs[0]
     reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
     return AucDifference(
         first=aucs[0],
@@ -104,9 +113,15 @@ def drift(before: npt.ArrayLike, after: npt.ArrayLike, bins: int = DRIFT_BINS) -
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def _midranks(values: Floats) -> Floats:
-    """Returns the rank of each value from 1 on; equal values share the mean of their ranks."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    middle: Floats = last - (counts - 1) / 2
+def _mass_below(values: Floats, mass: Floats) -> Floats:
+    """Returns the mass of the values that are less than each one, and half that of its equals."""
+    _, index = np.unique(values, return_inverse=True)
+    equals = np.bincount(index, weights=mass)
+    middle: Floats = np.cumsum(equals) - equals / 2
     return middle[index]
+
+
+def _variance_of_mean(values: Floats, mass: Floats) -> float:
+    """Returns the variance of the weighted mean of independent values."""
+    squares = (mass * (values - np.average(values, weights=mass))) ** 2
+    return float(squares.sum() / mass.sum() ** 2 * len(values) / (len(values) - 1))

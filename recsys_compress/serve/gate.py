@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from recsys_compress.byte_sizes import parse_bytes
+from recsys_compress.data import columns
 from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.inputs import LabelInput
 from recsys_compress.data.reader import Reader
@@ -132,8 +133,8 @@ def judge(
         UserError: the rows cannot be read, or are not fit for both models.
     """
     models = [challenger, *([] if champion is None else [champion])]
-    truth, scores, first = _score(models, data, policy.latency_rows)
-    new = _metrics(truth, scores[0])
+    truth, weights, scores, first = _score(models, data, policy.latency_rows)
+    new = _metrics(truth, scores[0], weights)
     figures = {
         "rows": float(len(truth)),
         **{name: new[name] for name in ("auc", "logloss", "calibration")},
@@ -141,12 +142,12 @@ def judge(
         "latency_ms": _latency(challenger, first[0]),
     }
     if champion is not None:
-        found = auc_difference(truth, scores[1], scores[0], policy.confidence)
+        found = auc_difference(truth, scores[1], scores[0], policy.confidence, weights)
         figures |= {
             "auc_difference": found.difference,
             "auc_difference_low": found.low,
             "auc_difference_high": found.high,
-            "logloss_increase": new["logloss"] - _metrics(truth, scores[1])["logloss"],
+            "logloss_increase": new["logloss"] - _metrics(truth, scores[1], weights)["logloss"],
             "drift": drift(scores[1], scores[0]),
             "champion_latency_ms": _latency(champion, first[1]),
         }
@@ -175,14 +176,15 @@ def _checks(figures: dict[str, float], policy: GatePolicy) -> Iterator[Check]:
 
 
 Batch = tuple[Tensor, Any]
+Known = tuple[Floats, Floats]  # (B,) labels and example weights
 
 
 def _score(
     models: Sequence[Predictor], data: Path, latency_rows: int
-) -> tuple[Floats, list[Floats], list[Batch]]:
-    """Returns (N,) labels, each model's (N,) scores, and for each its form of the first rows."""
+) -> tuple[Floats, Floats, list[Floats], list[Batch]]:
+    """Returns (N,) labels and weights, each model's (N,) scores, and its form of the first rows."""
     rows = _prepared if (data / MANIFEST).is_file() else _raw
-    truth: list[Floats] = []
+    truth: list[Known] = []
     scores: list[list[Floats]] = [[] for _ in models]
     for known, batches in rows(models, data, BATCH_ROWS):
         truth.append(known)
@@ -191,13 +193,14 @@ def _score(
     if not truth:
         raise UserError(f"{data}: has no rows; name held-out rows")
     _, first = next(rows(models, data, latency_rows))
-    return np.concatenate(truth), [np.concatenate(parts) for parts in scores], first
+    labels, weights = map(np.concatenate, zip(*truth, strict=True))
+    return labels, weights, [np.concatenate(parts) for parts in scores], first
 
 
 def _prepared(
     models: Sequence[Predictor], data: Path, size: int
-) -> Iterator[tuple[Floats, list[Batch]]]:
-    """Yields labels and each model's batch of the test split of a prepared dataset."""
+) -> Iterator[tuple[Known, list[Batch]]]:
+    """Yields what is known of rows of the test split of a dataset, and each model's batch."""
     dataset = PreparedDataset.open(data)
     for model in models:
         if model.artifact.dataset != dataset.checksum:
@@ -206,26 +209,39 @@ def _prepared(
                 "others; give raw rows with the label as Parquet"
             )
     for batch in Reader(dataset, "test", batch_size=size):
-        yield batch.labels.double().numpy(), [(batch.dense, batch.sparse)] * len(models)
+        weights = torch.ones_like(batch.labels) if batch.weights is None else batch.weights
+        known = batch.labels.double().numpy(), weights.double().numpy()
+        yield known, [(batch.dense, batch.sparse)] * len(models)
 
 
-def _raw(
-    models: Sequence[Predictor], data: Path, size: int
-) -> Iterator[tuple[Floats, list[Batch]]]:
-    """Yields labels and each model's batch of raw rows."""
+def _raw(models: Sequence[Predictor], data: Path, size: int) -> Iterator[tuple[Known, list[Batch]]]:
+    """Yields what is known of raw rows, and each model's batch."""
     artifact = models[0].artifact
     label = artifact.inputs.label or LabelInput(column=artifact.schema.label)
+    weight = artifact.schema.weight
     for path in find_files(str(data), (".parquet",)):
         names = column_names(path)
         if label.column not in names:
             raise UserError(f"{path}: has no column {label.column!r}; held-out rows need the label")
+        if weight is not None and weight not in names:
+            raise UserError(
+                f"{path}: has no column {weight!r}; held-out rows need their weights, as in "
+                "training, or 1"
+            )
         for model in models:
             raw.check_columns(names, model.artifact.inputs, str(path))
         wanted = [column for model in models for column in model.artifact.inputs.columns()]
         row = 1
-        for table in read_tables(path, [label.column, *wanted], size, CsvFormat()):
-            known = label.labels(table, str(path), row).to_numpy().astype(np.float64)
-            yield known, [_encoded(model, table, str(path), row) for model in models]
+        wanted += [label.column, *([] if weight is None else [weight])]
+        for table in read_tables(path, wanted, size, CsvFormat()):
+            truth = label.labels(table, str(path), row).to_numpy().astype(np.float64)
+            weights = np.ones(len(truth))
+            if weight is not None:
+                weights = columns.weights(table[weight], weight, str(path), row).to_numpy()
+            yield (
+                (truth, weights.astype(np.float64)),
+                [_encoded(model, table, str(path), row) for model in models],
+            )
             row += table.num_rows
 
 
@@ -234,10 +250,10 @@ def _encoded(model: Predictor, table: pa.Table, where: str, row: int) -> Batch:
     return raw.tensors(found, model.artifact.schema, model.encoders)
 
 
-def _metrics(truth: Floats, scores: Floats) -> dict[str, float]:
+def _metrics(truth: Floats, scores: Floats, weights: Floats) -> dict[str, float]:
     metrics = BinaryMetrics()
     logits = torch.logit(torch.from_numpy(scores), eps=_LEAST)
-    metrics.update(logits, torch.from_numpy(truth))
+    metrics.update(logits, torch.from_numpy(truth), torch.from_numpy(weights))
     return metrics.compute()
 
 

@@ -6,16 +6,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.prepare import prepare
 from recsys_compress.data.schema import Encoding
 from recsys_compress.data.sources.tabular import Tabular
+from recsys_compress.train.metrics import BinaryMetrics
 
 SCHEMA = """
 dense = ["price"]
 dense_missing = -1.0
 categorical = ["user", "item"]
+weight = "times"
 label = { column = "stars", positive = ">=4" }
 
 [[multi_valued]]
@@ -56,14 +59,21 @@ def raw_rows(rows: int = ROWS, seed: int = 0) -> pa.Table:
             "tag_weights": pa.array(["|".join(f"{1 / (1 + t):.3f}" for t in row) for row in tags]),
             "at": pa.array([f"2026-01-05 {hour:02}:15:00" for hour in hours]),
             "stars": pa.array(np.where(click, 5, 2)),
+            "times": pa.array(1 + np.arange(rows) % 3),
             "split": pa.array(np.minimum(np.arange(rows) * 3 // rows, 2)),
         }
     )
 
 
-def clicked(rows: pa.Table) -> npt.NDArray[np.float32]:
-    """The labels of raw rows."""
-    return (rows["stars"].to_numpy() >= 4).astype(np.float32)
+def auc(probabilities: npt.ArrayLike, rows: pa.Table) -> float:
+    """The AUC of scores of raw rows, by their labels and weights."""
+    metrics = BinaryMetrics()
+    metrics.update(
+        torch.logit(torch.tensor(probabilities, dtype=torch.float64)),
+        torch.tensor(rows["stars"].to_numpy() >= 4),
+        torch.tensor(rows["times"].to_numpy()),
+    )
+    return metrics.compute()["auc"]
 
 
 def prepared(

@@ -1,5 +1,7 @@
 """DeLong's method against its definition, and the drift of scores."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.serve.compare import auc_difference, drift
 
 
-def naive(labels: list[int], first: list[float], second: list[float]) -> tuple[float, ...]:
+def naive(labels: Sequence[int], first: list[float], second: list[float]) -> tuple[float, ...]:
     """AUCs and the variance of their difference, by DeLong's own formulas: every pair."""
     positives = [i for i, label in enumerate(labels) if label]
     negatives = [i for i, label in enumerate(labels) if not label]
@@ -43,14 +45,39 @@ def test_equals_the_definition(rows: list[tuple[int, int, int]]) -> None:
     assert found.low <= found.difference <= found.high
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+@settings(max_examples=60)
+@given(ROWS, st.data())
+def test_a_weight_counts_a_row_so_often(
+    rows: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    sizes = st.lists(st.integers(1, 4), min_size=len(rows), max_size=len(rows))
+    times = data.draw(sizes)
+    labels, first, second = (np.array(column) for column in zip(*rows, strict=True))
+    found = auc_difference(labels, first, second, weights=times)
+    again = (np.repeat(column, times) for column in (labels, first, second))
+    one, other, _ = naive(*again)
+    assert found.first == pytest.approx(one, abs=1e-12)
+    assert found.second == pytest.approx(other, abs=1e-12)
+    same = auc_difference(labels, first, second)
+    half = auc_difference(labels, first, second, weights=np.full(len(rows), 0.5))
+    assert half.standard_error == pytest.approx(same.standard_error, abs=1e-12)
+    more = [np.append(column, [1, 0, 0]) for column in (labels, first, second)]
+    with_none = auc_difference(*more, weights=[1] * len(rows) + [0, 0, 0])
+    assert with_none.standard_error == pytest.approx(same.standard_error, abs=1e-12)
+    assert with_none.difference == pytest.approx(same.difference, abs=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_intervals_cover_the_truth_as_often_as_they_say(weighted: bool) -> None:
     random = np.random.default_rng(0)
     covered = []
     for _ in range(300):
         labels = random.integers(0, 2, 400)
         shared = labels + random.normal(size=400)
         first, second = (shared + random.normal(size=400) for _ in range(2))  # equally good
-        found = auc_difference(labels, first, second, confidence=0.9)
+        # Weights that hang on what is scored: of the first kind of rows, few stand for many.
+        weights = np.where(shared > 0.5, 3.0, 1.0) if weighted else None
+        found = auc_difference(labels, first, second, 0.9, weights)
         covered.append(found.low <= 0 <= found.high)
     assert 0.86 < np.mean(covered) < 0.94
 

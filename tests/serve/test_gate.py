@@ -74,6 +74,9 @@ def test_rows_that_are_not_fit(predictor: Predictor, rows: Path, tmp_path: Path)
     pq.write_table(held_out().drop(["stars"]), rows)
     with pytest.raises(UserError, match="has no column 'stars'; held-out rows need the label"):
         judge(predictor, None, rows, GatePolicy())
+    pq.write_table(held_out().drop(["times"]), rows)
+    with pytest.raises(UserError, match="has no column 'times'; held-out rows need their weights"):
+        judge(predictor, None, rows, GatePolicy())
 
 
 @pytest.mark.parametrize(

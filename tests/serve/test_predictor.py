@@ -26,8 +26,7 @@ from recsys_compress.serve import PACKAGES
 from recsys_compress.serve.export import export
 from recsys_compress.serve.predictor import Predictor
 from recsys_compress.train.events import RunResult
-from recsys_compress.train.metrics import BinaryMetrics
-from tests.serve.clicks import clicked, held_out
+from tests.serve.clicks import auc, held_out
 from tests.serve.conftest import train_clicks
 
 INPUTS = ["user", "item", "price", "tags", "tag_weights", "at"]
@@ -41,13 +40,6 @@ def predictor(artifact: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def rows() -> pa.Table:
     return held_out()
-
-
-def auc(probabilities: "np.ndarray[tuple[int], np.dtype[np.float32]]", rows: pa.Table) -> float:
-    metrics = BinaryMetrics()
-    labels = torch.from_numpy(clicked(rows))
-    metrics.update(torch.logit(torch.from_numpy(probabilities).double()), labels)
-    return metrics.compute()["auc"]
 
 
 @pytest.mark.parametrize("kind", ["arrow", "pandas", "parquet"])

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 import recsys_compress
 from recsys_compress.compress.storage import StoragePlan
@@ -22,8 +21,7 @@ from recsys_compress.serve.gate import GatePolicy
 from recsys_compress.track.promotion import promote
 from recsys_compress.track.registry import register
 from recsys_compress.train.events import RunResult
-from recsys_compress.train.metrics import BinaryMetrics
-from tests.serve.clicks import clicked, held_out
+from tests.serve.clicks import auc, held_out
 from tests.track.conftest import free_port, wait_for
 
 pytestmark = [
@@ -83,11 +81,8 @@ def test_the_server_reaches_the_auc_of_training(
     rows = held_out()
     status, answer = ask(scoring, split(some(rows.num_rows)))
     assert status == 200, answer
-    scores = torch.tensor(answer["predictions"], dtype=torch.float64)
-    metrics = BinaryMetrics()
-    metrics.update(torch.logit(scores), torch.tensor(clicked(rows)))
     expected = tracked_runs[1].test["auc"]
-    assert metrics.compute()["auc"] == pytest.approx(expected, abs=1e-6)
+    assert auc(answer["predictions"], rows) == pytest.approx(expected, abs=1e-6)
 
 
 def test_other_forms_of_a_request(scoring: str, tmp_path: Path) -> None:
