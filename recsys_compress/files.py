@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -78,6 +79,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a folder, made if need be, against other processes that would write into it.
+
+    A file system without locks holds none off.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Else the one before has ended, and removed it, just now.
+            held = os.path.samestat(os.fstat(descriptor), os.stat(folder))
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        except OSError:
+            held = True
+        if not held:
+            raise UserError(
+                f"{folder}: another process is writing there; wait for it, or name another place"
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def temporary_folder(path: Path) -> Path:
     """Returns a new hidden folder beside `path`, to be filled and renamed to it.
 
@@ -85,6 +118,17 @@ def temporary_folder(path: Path) -> Path:
         UserError: the parent cannot be written.
     """
     return Path(_temporary(path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path))))
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a file can be made, before the work that it is to hold.
+
+    Raises:
+        UserError: it cannot.
+    """
+    handle, name = _temporary(path, lambda: tempfile.mkstemp(dir=path.parent, prefix=_prefix(path)))
+    os.close(handle)
+    Path(name).unlink()
 
 
 def read_toml(path: Path, mend: str) -> dict[str, Any]:

@@ -58,7 +58,12 @@ def test_a_plan_is_written_and_trained(place: Path, capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert f"{first['bytes']['training']:,}" in out
     assert "grade data" in out
-    assert "next: recsys-compress train job.toml --plan plan.toml" in err
+    assert "next: recsys-compress train job.toml --plan plan.toml\n" in err
+    changed = ("--set", "train.batch_size=500", "--set", "embedding.min_rows=30")
+    assert run([*plan, *changed, "--out", "other.toml"]) == 0
+    assert "--plan other.toml --set train.batch_size=500\n" in capsys.readouterr().err
+    (place / "file").touch()
+    assert "cannot be written" in fails(capsys, *plan, "--out", "file/plan.toml")
     assert (place / "plan.html").read_text().startswith("<!doctype html>")
     assert run(["train", "job.toml", "--plan", "plan.toml", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -101,7 +106,7 @@ def test_bad_plans_leave_nothing(place: Path, capsys: pytest.CaptureFixture[str]
     assert "either --budget or --max-auc-loss" in plan()
     assert "at least" in plan("--budget", "10B", *FEW)
     assert "did you mean 'low_rank'" in plan("--budget", "0.5x", "--methods", "lowrank")
-    assert "none/job.toml: cannot be read" in plan("--budget", "0.5x", "--reference", "none")
+    assert "none: is no run's folder" in plan("--budget", "0.5x", "--reference", "none")
     both = ("train", "job.toml", "--plan", "none.toml", "--set", "embedding.budget=1x")
     assert "--plan says what --set embedding.budget would" in fails(capsys, *both)
     both = (*both[:-1], "embedding.method = hash")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from recsys_compress.compress.storage import StoragePlan
 
 INTERRUPTED = 130  # status of what the user has interrupted
+# Keys of a job that a plan takes the place of.
+OF_PLANS = tuple(f"embedding.{name}" for name in ("method", "budget", "rules", "min_rows"))
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
@@ -20,6 +22,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on o
 def print_json(value: Any) -> None:
     """Prints plain data on one line of standard output."""
     typer.echo(to_json(value))
+
+
+def key_of(override: str) -> str:
+    """Returns the key of a `key=value`."""
+    return override.partition("=")[0].strip()
 
 
 def hint(command: str) -> None:

@@ -40,7 +40,8 @@ def compare(
         bool, typer.Option("--render", help="Run nothing: write the report anew.")
     ] = False,
     redo: Annotated[
-        bool, typer.Option("--redo", help="Run cells that have figures anew; with --only, those.")
+        bool,
+        typer.Option("--redo", help="Forget figures first, with --only those of its cells."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -51,7 +52,7 @@ def compare(
     Example: recsys-compress compare studies/movielens_1m.toml --data raw --processes 2
     """
     from recsys_compress.byte_sizes import parse_bytes
-    from recsys_compress.compare.compare import Options, missing
+    from recsys_compress.compare.compare import Options, forget, missing
     from recsys_compress.compare.compare import compare as run_study
     from recsys_compress.compare.page import write_report
     from recsys_compress.compare.records import Records
@@ -65,7 +66,9 @@ def compare(
     results, patterns = out / "results.json", only or ["*"]
     records = Records.load(study, results)
     if listed:
-        left = [f"{cell.name}, seed {seed}" for cell, seed in missing(records, patterns, redo=redo)]
+        if redo:
+            forget(records, patterns)
+        left = [f"{cell.name}, seed {seed}" for cell, seed in missing(records, patterns)]
         print_json(left) if as_json else typer.echo("\n".join(left))
         return
     if render:

@@ -1,11 +1,12 @@
 """The command `plan`: a byte budget in, a plan file out."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from recsys_compress.commands.common import AsJson, hint, print_json
+from recsys_compress.commands.common import OF_PLANS, AsJson, hint, key_of, print_json
 from recsys_compress.errors import UserError
 
 
@@ -60,12 +61,15 @@ def plan(
     Example: recsys-compress plan job.toml --budget 0.1x --reference runs/dcnv2-full-1x-s0-1a2b3c4d
     """
     from recsys_compress.config import load_job
+    from recsys_compress.files import check_writable
     from recsys_compress.plan.planner import make_plan
     from recsys_compress.plan.report import plain, render, write_page
     from recsys_compress.plan.request import Request
 
     if out.suffix != ".toml":
         raise UserError(f"plan: --out {out}: is no plan file; name one that ends in .toml")
+    if not dry_run:
+        check_writable(out)
     settings = load_job(job, overrides or ())
     given = {} if methods is None else {"methods": tuple(m.strip() for m in methods.split(","))}
     found = make_plan(
@@ -102,5 +106,8 @@ def plan(
             err=True,
         )
     if not dry_run:
-        start = f" --start {found.request.reference}" if found.request.adopting else ""
-        hint(f"recsys-compress train {job} --plan {out}{start}")
+        words = ["recsys-compress", "train", str(job), "--plan", str(out)]
+        words += ["--start", str(found.request.reference)] if found.request.adopting else []
+        kept = [given for given in overrides or () if key_of(given) not in OF_PLANS]
+        words += [word for given in kept for word in ("--set", given)]
+        hint(shlex.join(words))

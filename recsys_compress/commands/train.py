@@ -9,8 +9,10 @@ import typer
 
 from recsys_compress.commands.common import (
     INTERRUPTED,
+    OF_PLANS,
     AsJson,
     hint,
+    key_of,
     launch_again,
     print_json,
     speaks,
@@ -127,9 +129,8 @@ def train(
 def _planned(settings: "Job", plan: Path, overrides: Sequence[str]) -> "Job":
     """Returns a job with its tables as a plan says, whatever budget and rules its file has."""
     for given in overrides:
-        key = given.partition("=")[0].strip()
-        if key in [f"embedding.{name}" for name in ("method", "budget", "rules", "min_rows")]:
-            raise UserError(f"train: --plan says what --set {key} would; drop one")
+        if key_of(given) in OF_PLANS:
+            raise UserError(f"train: --plan says what --set {key_of(given)} would; drop one")
     embedding = dataclasses.replace(settings.embedding, plan=str(plan), budget=None, rules=())
     return dataclasses.replace(settings, embedding=embedding)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def first_cell(study: Study, name: str, model: str | None) -> Cell:
     return Cell(entry=entry, model=model, budget=budgets_of(study, entry)[0])
 
 
+def all_trials(study: Study, wanted: Sequence[Cell]) -> list[Cell]:
+    """Returns the trials that some cells hang on."""
+    entries = {(cell.entry.name, cell.model): cell.entry for cell in wanted}
+    return [t for (_, model), entry in entries.items() for t in trials(study, entry, model)]
+
+
 def trials(study: Study, entry: Entry, model: str | None) -> list[Cell]:
     """Returns what validation picks an entry's settings from; nothing where there is no choice."""
     tries = settings_tried(study, entry)
@@ -142,8 +148,7 @@ def trials(study: Study, entry: Entry, model: str | None) -> list[Cell]:
 
 def seeds_of(study: Study, cell: Cell) -> tuple[int, ...]:
     """Returns a cell's seeds; of a trial, the first."""
-    seeds = study.seeds if cell.entry.seeds is None else cell.entry.seeds
-    return seeds if cell.tried is None else seeds[:1]
+    return study.seeds if cell.tried is None else study.seeds[:1]
 
 
 def settings_tried(study: Study, entry: Entry) -> tuple[Settings, ...]:
@@ -177,7 +182,7 @@ def run_of(study: Study, cell: Cell, picks: Picks) -> Run | None:
         method=method,
         budget=cell.budget,
         settings=settings,
-        key=_key(_identity(raw_job(Path(study.job), settings))),
+        key=digest(_identity(study, raw_job(Path(study.job), settings))),
     )
 
 
@@ -208,7 +213,7 @@ def _following(
         budget=cell.budget,
         settings=settings,
         after=parent,
-        key=_key({"after": parent.key, **own}),
+        key=digest({"after": parent.key, **own}),
     )
 
 
@@ -228,13 +233,16 @@ def _toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def _identity(raw: dict[str, Any]) -> dict[str, Any]:
+def _identity(study: Study, raw: dict[str, Any]) -> dict[str, Any]:
     """Returns a job without what its figures do not hang on, and without the seed."""
     left = {key: value for key, value in raw.items() if key != "tracking"}
+    if study.prepare is not None:
+        left["prepare"] = study.prepare.identity
     for section, keys in (("data", ("path",)), ("train", ("seed", "output", "threads"))):
         left[section] = {k: v for k, v in left.get(section, {}).items() if k not in keys}
     return left
 
 
-def _key(value: Mapping[str, Any]) -> str:
+def digest(value: Mapping[str, Any]) -> str:
+    """Returns 16 hexadecimal digits that stand for plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

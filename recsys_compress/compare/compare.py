@@ -12,12 +12,20 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from recsys_compress.compare.cells import Cell, Run, cells, first_cell, seeds_of, trials
+from recsys_compress.compare.cells import (
+    Cell,
+    Run,
+    all_trials,
+    cells,
+    first_cell,
+    seeds_of,
+)
 from recsys_compress.compare.progress import StudyProgress
 from recsys_compress.compare.records import Record, Records, words
 from recsys_compress.compare.runner import Memory, Runner, StoppedError
 from recsys_compress.compare.spec import AUC, Study
-from recsys_compress.errors import UserError
+from recsys_compress.errors import UserError, nearest
+from recsys_compress.files import alone
 from recsys_compress.train.memory import memory_bytes
 
 Task = tuple[Cell, int]  # a cell and a seed
@@ -36,7 +44,7 @@ class Options:
         processes: runs at a time.
         memory: bytes that they may take together; None for 80 % of the machine's.
         threads: of each training.
-        redo: whether those of them that have figures are run again.
+        redo: whether the figures of those of them that have some are forgotten first.
         parent: MLflow run in which the runs are nested.
     """
 
@@ -51,26 +59,40 @@ class Options:
     parent: str | None = None
 
 
-def missing(records: Records, only: Sequence[str] = ("*",), *, redo: bool = False) -> list[Task]:
+def missing(records: Records, only: Sequence[str] = ("*",)) -> list[Task]:
     """Returns the cells without figures, and the trials that they hang on, in order.
 
     Args:
         records: the figures.
         only: patterns of the cells' names.
-        redo: whether those with figures, and a name that matches, are among them.
+
+    Raises:
+        UserError: a pattern fits no cell.
     """
     study = records.study
     wanted = _wanted(study, only)
     begun = [first_cell(study, c.entry.after, c.model) for c in wanted if c.entry.after]
-    entries = {(cell.entry.name, cell.model): cell.entry for cell in [*begun, *wanted]}
-    tried = [t for (_, model), entry in entries.items() for t in trials(study, entry, model)]
-    tasks = [(cell, seed) for cell in [*tried, *wanted] for seed in seeds_of(study, cell)]
-    left = [
+    tasks = [
         (cell, seed)
-        for cell, seed in tasks
-        if (redo and _named(cell, only)) or _record(records, cell, seed) is None
+        for cell in [*all_trials(study, [*begun, *wanted]), *wanted]
+        for seed in seeds_of(study, cell)
     ]
+    left = [task for task in tasks if _record(records, *task) is None]
     return sorted(left, key=lambda task: _stage(task[0]))
+
+
+def forget(records: Records, only: Sequence[str]) -> set[tuple[str, int]]:
+    """Removes the records of cells, so that they are missing; returns their keys and seeds."""
+    study = records.study
+    whole = cells(study)
+    found = {
+        (run.key, seed)
+        for cell in [*all_trials(study, whole), *whole]
+        if _named(cell, only) and (run := records.run(cell)) is not None
+        for seed in seeds_of(study, cell)
+    }
+    records.forget(found)
+    return found
 
 
 def compare(records: Records, options: Options) -> dict[str, str]:
@@ -89,8 +111,11 @@ def compare(records: Records, options: Options) -> dict[str, str]:
             the study is run again.
     """
     comparison = _Comparison(records, options)
-    with _terminated_as_interrupted():
-        comparison.run(missing(records, options.only, redo=options.redo))
+    # Others would remove each other's runs and figures.
+    with alone(options.work), alone(options.results.parent), _terminated_as_interrupted():
+        if options.redo:
+            comparison.forget()
+        comparison.run(missing(records, options.only))
         comparison.measure_served()
     return comparison.failed
 
@@ -106,7 +131,6 @@ class _Comparison:
         self.failed: dict[str, str] = {}
         self._records = records
         self._options = options
-        self._anew: set[tuple[str, int]] = set()  # keys and seeds: cells may share a run
         self._writing = threading.Lock()
         self._runner = Runner(
             study=records.study,
@@ -117,10 +141,21 @@ class _Comparison:
             parent=options.parent,
         )
 
+    def forget(self) -> None:
+        """Removes the figures and models of the cells that are asked for."""
+        for key, seed in forget(self._records, self._options.only):
+            self._runner.remove(key, seed)
+        self._records.write(self._options.results)
+
     def run(self, tasks: Sequence[Task]) -> None:
-        """Runs tasks in the order in which they hang on each other."""
+        """Runs tasks in the order in which they hang on each other.
+
+        Raises:
+            UserError: the data cannot be prepared, or is not that of the figures there are.
+        """
         for seed in sorted({seed for _, seed in tasks}):
             self._runner.prepare(seed)
+            self._check_data(seed)
         with StudyProgress("runs", len(tasks), self._options.processes) as progress:
             for stage in range(4):
                 own = [task for task in tasks if _stage(task[0]) == stage]
@@ -132,21 +167,24 @@ class _Comparison:
                 for cell, seed in own:
                     run, name = self._records.run(cell), _name(cell, seed)
                     if run is None:
-                        self.failed[name] = "none of its trials has figures"
-                    elif (run.key, seed) not in jobs:  # cells with the same settings share one run
-                        anew = self._is_redone(cell, run, seed)
-                        jobs[run.key, seed] = name, partial(self._measure, run, seed, anew=anew)
+                        self.failed[name] = "not all of its trials have figures"
+                    else:  # cells with the same settings share one run
+                        jobs[run.key, seed] = name, partial(self._measure, run, seed)
+                progress.expect(len(jobs) - len(own))
                 self._side_by_side(jobs.values(), progress)
 
     def measure_served(self) -> None:
         """Measures storage types and inference of the trained models that are still here."""
         study = self._records.study
-        tasks = [
-            (c, seed) for c in _wanted(study, self._options.only) for seed in seeds_of(study, c)
-        ]
-        jobs = [job for cell, seed in tasks if (job := self._served(cell, seed)) is not None]
+        jobs: dict[tuple[str, int], Job] = {}
+        for cell in _wanted(study, self._options.only):
+            if (run := self._records.run(cell)) is None:
+                continue
+            for seed in seeds_of(study, cell):
+                if (job := self._served(cell, run, seed)) is not None:
+                    jobs[run.key, seed] = job
         with StudyProgress("measured as served", len(jobs), self._options.processes) as progress:
-            self._side_by_side(jobs, progress)
+            self._side_by_side(jobs.values(), progress)
 
     def _side_by_side(self, jobs: Collection[Job], progress: StudyProgress) -> None:
         def one(name: str, work: Callable[[], str]) -> None:
@@ -169,31 +207,32 @@ class _Comparison:
                 self._runner.stop()
                 raise
 
-    def _measure(self, run: Run, seed: int, *, anew: bool) -> str:
+    def _check_data(self, seed: int) -> None:
+        """Raises UserError where a seed's figures are of other data than there is."""
+        now = self._runner.checksum(seed)
+        known = {r.dataset for r in self._records.of_seed(seed) if r.dataset}
+        if known - {now}:
+            raise UserError(
+                f"{self._options.results}: figures of seed {seed} are of other data; move it away, "
+                "or run them anew with --redo"
+            )
+
+    def _measure(self, run: Run, seed: int) -> str:
         before = None if run.after is None else self._records.of(run.after, seed)
         if before is not None and before.error:  # then there is nothing to begin with
             record = replace(before, key=run.key, run=words(run))
         else:
-            record = self._runner.measure(run, seed, anew=anew)
-        if not anew:  # a model that was gone has been measured as served before
-            record = record.with_others_of(self._records.of(run, seed))
+            record = self._runner.measure(run, seed)
+        # A model that was gone has been measured as served before.
+        record = record.with_others_of(self._records.of(run, seed))
         self._keep(record)
         return record.error or f"test AUC {record.figures[AUC]:.4f}"
 
-    def _is_redone(self, cell: Cell, run: Run, seed: int) -> bool:
-        """Returns whether a run is to be made anew, which is so once."""
-        if not (self._options.redo and _named(cell, self._options.only)):
-            return False
-        known = (run.key, seed) in self._anew
-        self._anew.add((run.key, seed))
-        return not known
-
-    def _served(self, cell: Cell, seed: int) -> Job | None:
+    def _served(self, cell: Cell, run: Run, seed: int) -> Job | None:
         """Returns what measures a cell's model as it is served; None where there is nothing to."""
         study = self._records.study
-        run = self._records.run(cell)
         first = self._records.run(replace(cells(study)[0], model=cell.model))
-        if run is None or first is None:
+        if first is None:
             return None
         record = self._records.of(run, seed)
         if record is None or self._runner.folder(run, seed) is None:
@@ -233,12 +272,22 @@ class _Comparison:
 
 
 def _wanted(study: Study, only: Sequence[str]) -> list[Cell]:
-    """Returns the cells whose names match a pattern."""
-    return [cell for cell in cells(study) if _named(cell, only)]
+    """Returns the cells whose names match a pattern.
+
+    Raises:
+        UserError: a pattern fits none.
+    """
+    whole = cells(study)
+    for pattern in only:
+        if not any(_named(cell, [pattern]) for cell in whole):
+            mend = nearest(pattern, [cell.name for cell in whole])
+            raise UserError(f"--only {pattern!r}: fits no cell; {mend}")
+    return [cell for cell in whole if _named(cell, only)]
 
 
 def _named(cell: Cell, only: Sequence[str]) -> bool:
-    return any(fnmatch(cell.name, pattern) for pattern in only)
+    """Whether a pattern fits a cell's name, with its model or without."""
+    return any(fnmatch(name, pattern) for name in (cell.name, cell.label) for pattern in only)
 
 
 def _stage(cell: Cell) -> int:

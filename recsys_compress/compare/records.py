@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_compress.compare.cells import Cell, Picks, Run, cells, run_of, seeds_of, trials
-from recsys_compress.compare.spec import Entry, Study
+from recsys_compress.compare.spec import Study
 from recsys_compress.errors import UserError
 from recsys_compress.files import to_json, write_text
 
@@ -46,6 +46,7 @@ class Record:
         calibration: of bins of equal mass on test, mean prediction, observed rate and rows.
         tables: of each group of physical tables, their logical ones and bytes.
         versions: of libraries and of this package, as text.
+        dataset: checksum of its data; "" where it is not known.
         error: why there are no figures, like a budget that is out of the method's reach.
     """
 
@@ -57,6 +58,7 @@ class Record:
     calibration: list[list[float]] = field(default_factory=list)
     tables: list[tuple[str, int]] = field(default_factory=list)
     versions: str = ""
+    dataset: str = ""
     error: str | None = None
 
     @classmethod
@@ -94,6 +96,7 @@ class Record:
             ],
             tables=tables,
             versions=versions,
+            dataset=str(result.get("dataset", "")),
         )
 
     def with_figures(self, prefix: str, figures: Mapping[str, float]) -> "Record":
@@ -164,17 +167,28 @@ class Records:
             self._runs[cell.name] = run
         return run
 
+    def forget(self, runs: Iterable[tuple[str, int]]) -> None:
+        """Removes records by key and seed."""
+        for run in runs:
+            self._records.pop(run, None)
+        self._picks = None
+        self._runs.clear()
+
     def of(self, run: Run, seed: int) -> Record | None:
         """Returns the record of a run, if there is one."""
         return self._records.get((run.key, seed))
 
+    def of_seed(self, seed: int) -> list[Record]:
+        """Returns the records of a seed, of whatever runs."""
+        return [record for record in self._records.values() if record.seed == seed]
+
     def all(self, cell: Cell) -> list[Record]:
-        """Returns the records of a cell by seed."""
+        """Returns the records of a cell by seed, of those that the study has."""
         run = self.run(cell)
         if run is None:
             return []
-        seeds = sorted(seed for key, seed in self._records if key == run.key)
-        return [self._records[run.key, seed] for seed in seeds]
+        seeds = sorted(seeds_of(self.study, cell))
+        return [record for seed in seeds if (record := self.of(run, seed)) is not None]
 
     def figures(self, cell: Cell, name: str) -> dict[int, float]:
         """Returns one figure of a cell by seed, of the seeds that have it."""
@@ -191,15 +205,14 @@ class Records:
         if self._picks is None:
             self._picks = {}
             # What begins with a trained model comes last: its trials hang on that model's pick.
-            entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(self.study)}
-            for (name, model), entry in entries.items():
-                number = self._pick(entry, model)
-                if number is not None:
-                    self._picks[name, model] = number
+            for cell in cells(self.study):
+                place = cell.entry.name, cell.model
+                if place not in self._picks and (number := self._pick(*place)) is not None:
+                    self._picks[place] = number
         return self._picks
 
-    def _pick(self, entry: Entry, model: str | None) -> int | None:
-        tried = trials(self.study, entry, model)
+    def _pick(self, name: str, model: str | None) -> int | None:
+        tried = trials(self.study, self.study.entry(name), model)
         found = [record for cell in tried if (record := self.trial(cell)) is not None]
         if not found or len(found) < len(tried):
             return None

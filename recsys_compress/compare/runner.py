@@ -13,16 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from recsys_compress.compare.cells import Run
+from recsys_compress.compare.cells import Run, digest
 from recsys_compress.compare.records import Record, words
 from recsys_compress.compare.spec import Study
 from recsys_compress.config import load_job
-from recsys_compress.data.dataset import MANIFEST
+from recsys_compress.data.dataset import MANIFEST, PreparedDataset
 from recsys_compress.data.prepare import prepare
 from recsys_compress.data.sources import make_source
 from recsys_compress.errors import UserError
 from recsys_compress.train.dryrun import dry_run
-from recsys_compress.train.folder import MODEL, RESULT, SIZE, read_result
+from recsys_compress.train.folder import MODEL, SIZE, read_result
 
 LIBRARIES = ("recsys-compress", "torch", "torchrec", "fbgemm-gpu-cpu")
 # What a training process takes besides its model: libraries, and rows that are read ahead.
@@ -72,22 +72,28 @@ class Runner:
             options["path"] = str(self.data / made.folder)
         prepare(make_source(made.source, options), out, seed=seed, progress=True)
 
-    def measure(self, run: Run, seed: int, *, anew: bool = False) -> Record:
+    def checksum(self, seed: int) -> str:
+        """Returns that of a seed's data.
+
+        Raises:
+            UserError: it is not prepared.
+        """
+        path = self._dataset(seed) or Path(load_job(Path(self.study.job)).data.path)
+        return PreparedDataset.open(path).checksum
+
+    def remove(self, key: str, seed: int) -> None:
+        """Removes what there is of a run."""
+        shutil.rmtree(self._place(key, seed), ignore_errors=True)
+
+    def measure(self, run: Run, seed: int) -> Record:
         """Returns the record of a run; a finished one is not run again, a started one goes on.
 
         A budget that the method cannot take is a record with that as its error.
-
-        Args:
-            run: what is run.
-            seed: of it.
-            anew: whether what there is of it is removed first.
 
         Raises:
             UserError: it fails, or needs more memory than there is.
             StoppedError: the study is to stop.
         """
-        if anew:
-            shutil.rmtree(self._place(run, seed), ignore_errors=True)
         try:
             folder = self.trained(run, seed)
         except UserError as error:
@@ -148,7 +154,7 @@ class Runner:
             child.wait()
 
     def _run(self, run: Run, seed: int) -> Path:
-        place = self._place(run, seed)
+        place = self._place(run.key, seed)
         resumed = [folder for folder in self._started(run, seed) if _has_checkpoint(folder)]
         if resumed:
             calls = [["train", "--resume", str(resumed[0])]]
@@ -160,6 +166,8 @@ class Runner:
             dataset = self._dataset(seed)
             own += [f"data.path={dataset}"] if dataset is not None and run.after is None else []
             trained = None if run.after is None else self.folder(run.after, seed)
+            if run.after is not None and trained is None:
+                raise UserError("the training of the model that it begins with has failed")
             plan = str(place / "plan.toml")
             calls = run.arguments(seed, *own, folder=str(trained), plan=plan)
         with self.memory.taken(BASE_BYTES + self._estimate(run, seed, "total")):
@@ -189,6 +197,9 @@ class Runner:
             self._children.discard(child)
         if self._stopped.is_set():
             raise StoppedError
+        if child.returncode < 0:
+            number = signal.Signals(-child.returncode).name
+            raise UserError(f"was ended by {number}, as where memory is short (see {log})")
         if child.returncode:
             said = log.read_text(encoding="utf-8").strip().splitlines() or [f"see {log}"]
             error = said[-1].removeprefix("error: ")
@@ -211,16 +222,17 @@ class Runner:
         return found.total if part == "total" else found.parameters
 
     def _started(self, run: Run, seed: int) -> list[Path]:
-        place = self._place(run, seed)
+        place = self._place(run.key, seed)
         return sorted(path.parent for path in place.glob("*/job.toml"))
 
-    def _place(self, run: Run, seed: int) -> Path:
-        return self.work / "runs" / f"{run.key}-s{seed}"
+    def _place(self, key: str, seed: int) -> Path:
+        return self.work / "runs" / f"{key}-s{seed}"
 
     def _dataset(self, seed: int) -> Path | None:
-        if self.study.prepare is None:
+        made = self.study.prepare
+        if made is None:
             return None
-        return self.work / "data" / f"s{seed if self.study.prepare.each_seed else 0}"
+        return self.work / "data" / f"{digest(made.identity)}-s{seed if made.each_seed else 0}"
 
 
 class Memory:
@@ -295,4 +307,4 @@ def _tables(size: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return not (folder / RESULT).exists() and any(folder.glob("checkpoints/*"))
+    return read_result(folder).get("interrupted", True) and any(folder.glob("checkpoints/*"))

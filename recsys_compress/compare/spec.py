@@ -67,6 +67,11 @@ class Prepared:
     each_seed: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes other data; the raw data's place does not."""
+        return {"source": self.source, "options": self.options, "each_seed": self.each_seed}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -83,7 +88,6 @@ class Entry:
         after: name of the entry whose trained model it begins with; None for a training.
         line: name of the line in the plots that its cells are points of; None for its own.
         published: test AUC that a paper prints, by budget ("" for none).
-        seeds: of its own; None for the study's.
         models: those of the study's that it is run with; None for all.
     """
 
@@ -98,7 +102,6 @@ class Entry:
     after: str | None = None
     line: str | None = None
     published: dict[str, float] = field(default_factory=dict)
-    seeds: tuple[int, ...] | None = None
     models: tuple[ModelName, ...] | None = None
 
     @property

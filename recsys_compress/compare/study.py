@@ -5,7 +5,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from recsys_compress.compare.cells import budgets_of, cells, overrides, settings_tried
+from recsys_compress.byte_sizes import budget_bytes
+from recsys_compress.compare.cells import (
+    all_trials,
+    budgets_of,
+    cells,
+    overrides,
+    settings_tried,
+)
+from recsys_compress.compare.records import KEPT
 from recsys_compress.compare.spec import PLAN, Entry, Study
 from recsys_compress.compress.method import method_class
 from recsys_compress.config import load_job
@@ -27,6 +35,17 @@ def load_study(path: Path) -> Study:
         raise UserError(f"{path}: needs at least one of [[methods]], and a seed")
     for entry in study.methods:
         _check_entry(study, entry, names, f"{path}: methods: {entry.name!r}")
+    first = study.methods[0]
+    if first.after is not None or first.models is not None or len(budgets_of(study, first)) > 1:
+        raise UserError(
+            f"{path}: methods: {first.name!r}: the first is what others are held against; give it "
+            "one budget, or budgets = [] for its own size, and neither `after` nor `models`"
+        )
+    whole = cells(study)
+    called = [cell.name for cell in [*all_trials(study, whole), *whole]]
+    for name in called:
+        if called.count(name) > 1:
+            raise UserError(f"{path}: methods: two cells are {name!r}; give their entries others")
     _check_claims(study, path)
     return study
 
@@ -49,11 +68,21 @@ def _check_entry(study: Study, entry: Entry, names: Sequence[str], where: str) -
         raise UserError(
             f"{where}: needs budgets, and `after`, the trained model that is planned on"
         )
+    for budget in (*budgets_of(study, entry), entry.try_budget):
+        if budget is not None:
+            _check_budget(budget, where)
     try:
         if entry.stored_by != PLAN:
             method_class(entry.stored_by)
         for tried in settings_tried(study, entry) or ({},):
             _check_settings(study, (*overrides(entry.set), *overrides(tried)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _check_budget(budget: str, where: str) -> None:
+    try:
+        budget_bytes(budget, 10**12)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -67,9 +96,14 @@ def _check_settings(study: Study, settings: Sequence[str]) -> None:
 
 def _check_claims(study: Study, path: Path) -> None:
     names = [cell.name for cell in cells(study)]
+    served = [f"{kind}.{part}" for kind in study.storage for part in ("auc", "bytes")]
+    known = [*KEPT, *served, "inference.rows_per_s", "inference.ratio"]
     for claim in study.claims:
         for name in (claim.left, claim.right):
             if name is not None and name not in names:
                 raise UserError(f"{path}: claims: {name!r} is no cell; {nearest(name, names)}")
+        if claim.figure not in known:
+            mend = nearest(claim.figure, known)
+            raise UserError(f"{path}: claims: figure = {claim.figure!r} is none; {mend}")
         if claim.least is None and claim.most is None:
             raise UserError(f"{path}: claims: {claim.text!r} has no bound; give least or most")

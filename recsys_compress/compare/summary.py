@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from recsys_compress.byte_sizes import budget_bytes, format_bytes
-from recsys_compress.compare.cells import Cell, Run, cells, commands, first_cell, seeds_of, trials
+from recsys_compress.compare.cells import Cell, Run, all_trials, cells, commands, first_cell
 from recsys_compress.compare.records import Record, Records
-from recsys_compress.compare.spec import AUC, Study
+from recsys_compress.compare.spec import AUC, PLAN, Study
 from recsys_compress.compare.verdicts import Verdict, storage_costs, verdicts
 from recsys_compress.compress.policy import Policy
 from recsys_compress.config import load_job
@@ -120,9 +120,9 @@ def summarize(records: Records) -> Summary:
     beyond: list[tuple[Cell, str]] = []
     missing = 0
     for cell in cells(study):
-        own = [record for record in records.all(cell) if record.seed in seeds_of(study, cell)]
+        own = records.all(cell)
         errors = [record.error for record in own if record.error]
-        missing += len(seeds_of(study, cell)) - len(own)
+        missing += len(study.seeds) - len(own)
         if errors:
             beyond.append((cell, errors[0]))
         elif own:
@@ -219,7 +219,7 @@ def _beats(rival: Row, row: Row) -> bool:
 
 def _whole(records: Records, rows: Sequence[Row]) -> list[Row]:
     """Returns the rows all of whose seeds have been run: none wins by a lucky one."""
-    return [r for r in rows if len(r.aucs) == len(seeds_of(records.study, r.cell))]
+    return [row for row in rows if len(row.aucs) == len(records.study.seeds)]
 
 
 def _unserved(study: Study, rows: Sequence[Row]) -> int:
@@ -236,9 +236,10 @@ def _winners(records: Records, rows: Sequence[Row]) -> list[Winner]:
     if not whole or whole[0].cell.entry is not records.study.methods[0]:
         return []
     full = whole[0]
+    whole_bytes = full.bytes if full.cell.budget is None else full.mean("bytes.full") or full.bytes
     found = []
     for budget in ("1x", *(b for b in records.study.budgets if b != "1x")):
-        limit = budget_bytes(budget, int(full.bytes))
+        limit = budget_bytes(budget, int(whole_bytes))
         fitting = [row for row in whole if row.bytes <= limit]
         if not fitting:
             continue
@@ -258,13 +259,11 @@ def _no_worse(row: Row, best: Row) -> bool:
 
 def _tried(records: Records) -> Iterator[tuple[Cell, float | None, bool]]:
     study, picks = records.study, records.picks()
-    entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(study)}
-    for (name, model), entry in entries.items():
-        for cell in trials(study, entry, model):
-            record = records.trial(cell)
-            if record is not None:
-                auc = record.figures.get("valid.auc")
-                yield cell, auc, picks.get((name, model)) == cell.tried
+    for cell in all_trials(study, cells(study)):
+        record = records.trial(cell)
+        if record is not None:
+            picked = picks.get((cell.entry.name, cell.model)) == cell.tried
+            yield cell, record.figures.get("valid.auc"), picked
 
 
 def _advice(records: Records, rows: Sequence[Row], won: Sequence[Winner]) -> Iterator[Advice]:
@@ -290,7 +289,7 @@ def _advice(records: Records, rows: Sequence[Row], won: Sequence[Winner]) -> Ite
         if best:
             yield title, tuple(best)
     yield from _fast(records, whole, full)
-    yield from _stored(records, whole)
+    yield from _stored(records, rows)
 
 
 def _by_budget(rivals: Sequence[Row], won: Sequence[Winner], full: Row) -> list[str]:
@@ -326,8 +325,13 @@ def _fast(records: Records, whole: Sequence[Row], full: Row) -> Iterator[Advice]
 
 
 def _seconds(study: Study, rows: Sequence[Row], row: Row) -> float | None:
-    """Returns the mean CPU time of a row and of the trainings that it begins with, if known."""
+    """Returns the mean CPU time of a row and of the trainings that it begins with, if known.
+
+    That of plans is not: what planning takes is not recorded.
+    """
     own, after = row.mean("cpu_seconds"), row.cell.entry.after
+    if row.cell.entry.stored_by == PLAN:
+        return None
     if own is None or after is None:
         return own
     first = first_cell(study, after, row.cell.model)
@@ -335,16 +339,20 @@ def _seconds(study: Study, rows: Sequence[Row], row: Row) -> float | None:
     return None if begun is None else own + begun
 
 
-def _stored(records: Records, whole: Sequence[Row]) -> Iterator[Advice]:
+def _stored(records: Records, rows: Sequence[Row]) -> Iterator[Advice]:
     """Yields what the storage types cost at serving."""
     told = []
     for kind in records.study.storage:
-        costs = [row.costs[kind] for row in whole if kind in row.costs]
+        costs = [row.costs[kind] for row in rows if kind in row.costs]
         if costs:
             middle = statistics.mean(costs)
+            of = (
+                "whatever the method"
+                if len(costs) == len(rows)
+                else (f"of the {len(costs)} of {len(rows)} rows measured")
+            )
             told.append(
-                f"{kind} costs {max(costs):.4f} AUC at most, {middle:.4f} in the mean, whatever "
-                "the method."
+                f"{kind} costs {max(costs):.4f} AUC at most, {middle:.4f} in the mean, {of}."
             )
     if told:
         yield "What is served is to be small", tuple(told)

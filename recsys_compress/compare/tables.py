@@ -70,7 +70,9 @@ def winners(summary: Summary) -> Table:
                 f"{winner.row.auc:.4f}",
                 interval(winner.row),
                 f"{-winner.lost:+z.4f}",
-                "; ".join(row.cell.label for row in winner.ties),
+                "; ".join(row.cell.label for row in winner.ties)
+                if len(summary.records.study.seeds) > 1
+                else "one seed cannot tell",
             ]
             for winner in summary.winners
         ],

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from recsys_compress.compare.cells import Cell, cells, seeds_of
+from recsys_compress.compare.cells import Cell, cells
 from recsys_compress.compare.records import Records
 from recsys_compress.compare.spec import AUC, Claim, StorageClaim
 
@@ -44,7 +44,7 @@ def verdicts(records: Records) -> list[Verdict]:
 
 
 def judge(claim: Claim, records: Records) -> Verdict:
-    """Returns whether the figures bear a claim out, over the seeds that both cells have."""
+    """Returns whether the figures bear a claim out, seed by seed; None while seeds are missing."""
     named = {cell.name: cell for cell in cells(records.study)}
     compared = [named[name] for name in (claim.left, claim.right) if name is not None]
     figures = [records.figures(cell, claim.figure) for cell in compared]
@@ -53,17 +53,18 @@ def judge(claim: Claim, records: Records) -> Verdict:
     values = [figures[0][seed] for seed in seeds]
     if claim.right is not None:
         pairs = zip(values, (figures[1][seed] for seed in seeds), strict=True)
-        values = [left - right if is_auc else left / right for left, right in pairs]
+        # To 0 there is no ratio.
+        values = [a - b if is_auc else a / b for a, b in pairs if is_auc or b]
     form = (".4f" if claim.right is None else "+z.4f") if is_auc else ".2f"
     bounds = ((claim.least, "≥"), (claim.most, "≤"))
     beyond = any(record.error for cell in compared for record in records.all(cell))
     found, holds = "out of reach" if beyond else None, None
-    if values:
+    if values and not beyond:
         middle = statistics.mean(values)
         found = mean_and_spread(values, form)
-        holds = (claim.least is None or middle >= claim.least) and (
-            claim.most is None or middle <= claim.most
-        )
+        if len(values) == len(records.study.seeds):
+            least, most = claim.least, claim.most
+            holds = (least is None or middle >= least) and (most is None or middle <= most)
     sizes = [records.figures(cell, "bytes.tables").values() for cell in compared]
     return Verdict(
         text=claim.text,
@@ -83,12 +84,12 @@ def judge_storage(claim: StorageClaim, records: Records) -> Verdict:
     It does so where each row with a test AUC has been stored, and evaluated, at all its seeds; one
     row is enough to show that it does not.
     """
-    trained = [cell for cell in cells(records.study) if _seeds(cell, records)]
+    trained = [cell for cell in cells(records.study) if records.figures(cell, AUC)]
     costs = {c.name: storage_costs(c, claim.storage, records) for c in trained}
     means = {
         c.name: statistics.mean(costs[c.name])
         for c in trained
-        if len(costs[c.name]) == len(_seeds(c, records))
+        if len(costs[c.name]) == len(records.figures(c, AUC))
     }
     worst = max(means, key=means.__getitem__, default=None)
     holds = None if worst is None else means[worst] < claim.most
@@ -109,13 +110,7 @@ def judge_storage(claim: StorageClaim, records: Records) -> Verdict:
 def storage_costs(cell: Cell, storage: str, records: Records) -> list[float]:
     """Returns the test AUC that a storage type costs a cell, of each of its seeds that has both."""
     before, after = records.figures(cell, AUC), records.figures(cell, f"{storage}.auc")
-    seeds = _seeds(cell, records) & after.keys()
-    return [before[seed] - after[seed] for seed in sorted(seeds)]
-
-
-def _seeds(cell: Cell, records: Records) -> set[int]:
-    """Returns those of a cell's seeds that have a test AUC."""
-    return records.figures(cell, AUC).keys() & set(seeds_of(records.study, cell))
+    return [before[seed] - after[seed] for seed in sorted(before.keys() & after.keys())]
 
 
 def mean_and_spread(values: Collection[float], form: str = ".4f") -> str:

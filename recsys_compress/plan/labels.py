@@ -31,6 +31,8 @@ Floats = npt.NDArray[np.float64]
 class LabelCounts:
     """How often each id of a field occurs, and how often with which label, real and random.
 
+    Each example counts once, whatever its weight.
+
     Attributes:
         ids: (n,) that occur in the training split, by falling count behind the reserved two.
         counts: (n,) occurrences.

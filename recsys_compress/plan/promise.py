@@ -10,6 +10,7 @@ from recsys_compress.plan.solver import Choice
 from recsys_compress.plan.trials import Measure, Trial, Way
 
 _TRIES = 6  # plans that are measured; from scratch each is a whole training
+_NOTHING = 1e-9  # loss of AUC
 
 # Returns the smallest plan of at most so large a predicted loss of AUC; None where there is none.
 Solve = Callable[[float], tuple[list[Item], Choice, Way] | None]
@@ -58,7 +59,11 @@ def tightened(
             # Where a plan is expected to gain, there is no such mean.
             bound = math.sqrt(max(max(good), 0.0) * max(min(bad), 0.0))
         else:
-            bound = attempts[-1].predicted(quality) * most / attempts[-1].lost(quality)
+            # Where losses are not in proportion, that alone would creep.
+            tighter = min(most / attempts[-1].lost(quality), 0.5)
+            bound = attempts[-1].predicted(quality) * tighter
+            if len(attempts) == _TRIES - 1:
+                bound = _NOTHING  # the last, before it is said that none holds
         found = solve(bound)
         if found is None or any(found[1].cost == each.choice.cost for each in attempts):
             break

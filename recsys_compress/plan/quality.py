@@ -9,6 +9,7 @@ import torch
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.train.build import Built
+from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.metrics import BinaryMetrics
 
 _SCALES = np.concatenate([[0.0], np.geomspace(0.01, 6.0, 40)])  # of noise, in logits
@@ -35,19 +36,12 @@ class AucByLoss:
     def of(built: Built, dataset: PreparedDataset) -> "AucByLoss":
         """Measures it on the validation split."""
         reader = Reader(dataset, "valid", batch_size=built.job.train.eval_batch_size)
-        logits, labels = [], []
-        built.model.eval()
-        with torch.no_grad():
-            for batch in reader:
-                on_device = batch.to(built.device)
-                logits.append(built.model(on_device.dense, on_device.sparse).cpu())
-                labels.append(batch.labels)
-        given, truth = torch.cat(logits), torch.cat(labels)
+        given, truth, weights = evaluate(built.model, reader, built.device).columns()
         noise = torch.randn(len(given), generator=torch.Generator().manual_seed(0))
         found = []
         for scale in _SCALES.tolist():
             metrics = BinaryMetrics()
-            metrics.update(given + scale * noise, truth, None)
+            metrics.update(given + scale * noise, truth, weights)
             found.append(metrics.compute())
         losses = np.maximum.accumulate([figures["logloss"] for figures in found])
         # A little noise may not raise the logloss of a model of too bold logits; the AUC at a rise

@@ -65,10 +65,8 @@ class Cluster:
             hbm: memory of each GPU, where they are to train on GPUs; None for what the job says.
 
         Raises:
-            UserError: there are no processes, or `hbm` is no size.
+            UserError: `hbm` is no size.
         """
-        if world_size < 1:
-            raise UserError(f"--world-size {world_size}: must be positive, like 8")
         sharding, device = job.sharding, job.train.device
         if hbm is not None:
             sharding = dataclasses.replace(sharding, device_memory=parse_bytes(hbm))

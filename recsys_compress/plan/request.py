@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from recsys_compress.byte_sizes import budget_bytes, parse_bytes
 from recsys_compress.errors import UserError
 from recsys_compress.plan.candidates import Purpose
 from recsys_compress.plan.curves import Grade
@@ -59,6 +60,17 @@ class Request:
                 "--max-auc-loss: grade 'data' knows no AUC; use --grade reference, or name a "
                 "finished run with --reference"
             )
+        # Here, not after hours of gathering evidence.
+        if isinstance(self.budget, str):
+            budget_bytes(self.budget, 10**12)
+        if self.world_size is not None and self.world_size < 1:
+            raise UserError(f"--world-size {self.world_size}: must be positive, like 8")
+        if self.hbm is not None:
+            parse_bytes(self.hbm)
+        if self.grade == "data" and self.reference is not None:
+            raise UserError("--reference: grade 'data' looks at no run; use --grade reference")
+        if self.grade == "data" and (self.trial_epochs is not None or self.probe_epochs != 1):
+            raise UserError("--trial-epochs, --probe-epochs: grade 'data' trains nothing")
         if not self.methods:
             raise UserError("--methods: names none; name some")
         if self.hbm is not None and self.world_size is None:

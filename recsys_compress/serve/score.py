@@ -4,11 +4,8 @@ Parts of a fixed number of rows are written beside the output as they are done. 
 goes on behind the last whole part; at the end the parts become one file, and go.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ import pyarrow.parquet as pq
 from recsys_compress.data.progress import RowProgress
 from recsys_compress.data.sources.files import column_names, find_files, unreadable
 from recsys_compress.errors import UserError, nearest
-from recsys_compress.files import FullDiskError, atomic_file, sha256, write_text
+from recsys_compress.files import FullDiskError, alone, atomic_file, sha256, write_text
 from recsys_compress.serve.artifact import MANIFEST
 from recsys_compress.serve.predictor import BATCH_ROWS, Predictor
 from recsys_compress.serve.rows import check_columns, check_once
@@ -28,7 +25,6 @@ from recsys_compress.serve.rows import check_columns, check_once
 PART_ROWS = 1 << 18
 SCORE = "score"
 _STATE = "state.json"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ def score(
     parts = output.with_name(f".{output.name}.parts")
     done = 0
     try:
-        with _alone(parts):
+        with alone(parts):
             resumed = done = _resume(parts, state, part_rows, total)
             with RowProgress("scoring", shown=progress, total=total) as bar:
                 bar.advance(done)
@@ -159,29 +155,6 @@ def _schema(files: Sequence[Path], keep: Sequence[str]) -> pa.Schema:
     return found.append(pa.field(SCORE, pa.float32()))
 
 
-@contextlib.contextmanager
-def _alone(parts: Path) -> Iterator[None]:
-    """Holds the folder of parts, which two runs at once would mix their scores in.
-
-    Raises:
-        UserError: another run holds it.
-    """
-    parts.mkdir(parents=True, exist_ok=True)
-    path = parts / _LOCK
-    with open(path, "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Else the one before has ended, and removed it, just now.
-            held = os.path.samestat(os.fstat(lock.fileno()), os.stat(path))
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        if not held:
-            raise UserError(
-                f"{parts}: is being written by another run; wait for it, or name another output"
-            )
-        yield
-
-
 def _resume(parts: Path, state: dict[str, object], part_rows: int, total: int) -> int:
     """Returns how many rows are done by a run of the same model and rows; else begins anew."""
     path = parts / _STATE
@@ -191,8 +164,7 @@ def _resume(parts: Path, state: dict[str, object], part_rows: int, total: int) -
             done = min(done + part_rows, total)
         return done
     for old in parts.iterdir():
-        if old.name != _LOCK:
-            old.unlink()
+        old.unlink()
     write_text(path, json.dumps(state))
     return 0
 

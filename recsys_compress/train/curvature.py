@@ -60,17 +60,18 @@ def measure(
     pooled: list[KeyedTensor] = []
     hook = embeddings.register_forward_hook(lambda _m, _x, output: pooled.append(output))
     built.model.eval()
-    rows = [0] * _FOLDS
+    rows, masses = [0] * _FOLDS, [0.0] * _FOLDS
     for number, batch in enumerate(reader.epoch(0)):
         fold = number % _FOLDS
         rows[fold] += len(batch)
+        masses[fold] += len(batch) if batch.weights is None else float(batch.weights.sum())
         pooled.clear()
         _add(built, batch.to(built.device), tables, pooled, sums, fold)
         if sum(rows) >= most_rows:
             break
     hook.remove()
-    used = [fold for fold in range(_FOLDS) if rows[fold]]
-    sizes = torch.tensor([rows[fold] for fold in used], dtype=torch.float64)
+    used = [fold for fold in range(_FOLDS) if masses[fold] > 0]
+    sizes = torch.tensor([masses[fold] for fold in used], dtype=torch.float64)
     return {
         name: Curvature(
             weights=_weights(found, torch.tensor(dataset.frequencies(name)).double()),
@@ -99,6 +100,9 @@ def _add(
         )
     )
     p = torch.sigmoid(logits.detach().double().cpu())
+    second = p * (1 - p)
+    if batch.weights is not None:
+        second *= batch.weights.double().cpu()
     for table in tables:
         found = sums[table.name]
         for feature in table.feature_names:
@@ -110,7 +114,7 @@ def _add(
                 scale /= lengths[example].square()
             if bags.weights_or_none() is not None:
                 scale *= bags.weights().double().cpu().square()
-            each = (p * (1 - p))[example] * scale
+            each = second[example] * scale
             ids = bags.values().cpu().long()
             found.curvature.index_add_(0, ids, each * g.square().sum(dim=1)[example])
             found.counts.index_add_(0, ids, torch.ones_like(each))

@@ -53,8 +53,9 @@ class RunResult:
             (all parameters and buffers, tables included).
         samples_per_s: training examples per second, evaluation left out.
         peak_rss_bytes: peak resident memory of the process.
-        seconds: wall-clock seconds from start to end.
-        cpu_seconds: of all threads of the process, which other work on the machine hardly changes.
+        seconds: wall-clock seconds from start to end, pauses of a run that was resumed left out.
+        cpu_seconds: of all threads of its processes, which other work on the machine hardly
+            changes.
         steps: training steps taken.
         best_step: step whose weights were kept.
         interrupted: whether the user stopped the run early.

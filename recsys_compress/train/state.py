@@ -17,6 +17,8 @@ class Progress:
         step: training steps done.
         rows: training rows seen.
         train_seconds: spent on them, evaluation left out.
+        seconds: wall-clock time of the run, in all the processes that it has gone on in.
+        cpu_seconds: likewise, of all threads.
         phase: number of the phase it is in.
         phase_step: step at which that phase began.
         lowering: the policy that is trained, as `Policy.describe` has it.
@@ -33,6 +35,8 @@ class Progress:
     step: int = 0
     rows: int = 0
     train_seconds: float = 0.0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
     phase: int = 0
     phase_step: int = 0
     lowering: list[dict[str, Any]] = dataclasses.field(default_factory=list)

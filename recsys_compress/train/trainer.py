@@ -72,7 +72,6 @@ def train(
         UserError: the job does not suit the data, a file cannot be read or written, or training
             diverged.
     """
-    started = time.perf_counter()
     try:
         if job is None:
             if resume is None:
@@ -84,7 +83,7 @@ def train(
         ):
             trainer = Trainer(job, ranks, listeners, resume, start)
             trainer.fit(asked)
-            return trainer.finish(started)
+            return trainer.finish()
     except BaseException as error:
         for listener in listeners:
             listener.failed(error)
@@ -110,6 +109,7 @@ class Trainer:
         resume: Path | None,
         start: Start | None = None,
     ) -> None:
+        self._counted = time.perf_counter(), 0.0  # up to when the run's time has been counted
         flush_denormals()
         if job.train.threads:
             torch.set_num_threads(job.train.threads)
@@ -271,13 +271,14 @@ class Trainer:
         self.learner.set_modes()
         return metrics
 
-    def finish(self, started: float) -> RunResult:
+    def finish(self) -> RunResult:
         """Loads the best weights, reads test, writes the result and tells the listeners."""
         test, calibration, ranks = {}, [], self.ranks
         if not self.interrupted:
             self._load_best()
             metrics = self.evaluate("test")
             test, calibration = metrics.compute(), metrics.reliability()
+        self._count_time()
         progress = self.progress
         best = progress.best or {}
         result = RunResult(
@@ -288,8 +289,8 @@ class Trainer:
             bytes=self.built.count_bytes(self.size),
             samples_per_s=progress.rows / max(progress.train_seconds, 1e-9),
             peak_rss_bytes=max(ranks.gather(peak_rss_bytes())),
-            seconds=time.perf_counter() - started,
-            cpu_seconds=sum(ranks.gather(time.process_time())),
+            seconds=progress.seconds,
+            cpu_seconds=progress.cpu_seconds,
             steps=progress.step,
             best_step=int(best.get("step", 0)),
             interrupted=self.interrupted,
@@ -339,7 +340,15 @@ class Trainer:
         if best is not None and best["step"] != self.progress.step:
             load_best(self.built, self.folder)
 
+    def _count_time(self) -> None:
+        """Adds to the run's time what has passed since it was counted last."""
+        now = time.perf_counter(), sum(self.ranks.gather(time.process_time()))
+        self.progress.seconds += now[0] - self._counted[0]
+        self.progress.cpu_seconds += now[1] - self._counted[1]
+        self._counted = now
+
     def _checkpoint(self) -> None:
+        self._count_time()
         self.progress.reader = self.reader.state_dict()
         self.progress.search_reader = self.search_reader.state_dict()
         self.learner.average_statistics()

@@ -22,6 +22,7 @@ from recsys_compress.data.prepare import prepare
 from recsys_compress.data.schema import Encoding
 from recsys_compress.data.sources.synthetic import Synthetic
 from recsys_compress.errors import UserError
+from recsys_compress.files import alone
 from recsys_compress.train.folder import JOB as JOB_FILE
 from recsys_compress.train.folder import MODEL, RESULT
 
@@ -170,11 +171,39 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_figures(
             child.communicate(timeout=60)
             assert child.returncode == 130
             assert not (folder / "study" / "results.json").exists()
+        begun = list(folder.glob("work/runs/*/*/job.toml"))
         subprocess.run(command, check=True, capture_output=True)
         (record,) = json.loads((folder / "study" / "results.json").read_text(encoding="utf-8"))
         figures.append(record["figures"]["test.auc"])
-        assert len(list(folder.glob("work/runs/*/*/job.toml"))) == 1
+        (run,) = folder.glob("work/runs/*/*/job.toml")
+        assert begun == [run] * (name == "stopped")  # and no other in its place
     assert figures[0] == figures[1]
+
+
+def test_figures_of_other_data_are_not_mixed_with_those_of_this(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = STUDY[: STUDY.index("[[methods]]", STUDY.index('name = "full"'))]
+    head = head.replace('["int8"]', "[]")
+    study = written(tmp_path, synthetic_dataset, study=head)
+    assert cli.run(arguments(study)) == 0
+    source = Synthetic(rows=3000, cardinalities=(50, 300), dense=1)
+    more = head + '[[methods]]\nname = "hash"\n'
+    written(tmp_path, prepare(source, tmp_path / "other"), study=more)
+    assert cli.run(arguments(study)) == 2
+    assert "figures of seed 0 are of other data; move it away" in capsys.readouterr().err
+    assert cli.run(arguments(study, "--redo")) == 0
+    records = json.loads((tmp_path / "study" / "results.json").read_text(encoding="utf-8"))
+    assert len({record["dataset"] for record in records}) == 1
+
+
+def test_two_do_not_run_one_study_at_once(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = written(tmp_path, synthetic_dataset)
+    with alone(tmp_path / "work"):
+        assert cli.run(arguments(study)) == 2
+    assert "work: another process is writing there" in capsys.readouterr().err
 
 
 def test_runs_wait_until_they_fit_together() -> None:

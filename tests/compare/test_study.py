@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from recsys_compress.compare.cells import cells, commands, first_cell, run_of, trials
-from recsys_compress.compare.compare import missing
+from recsys_compress.compare.cells import (
+    all_trials,
+    cells,
+    commands,
+    first_cell,
+    run_of,
+    trials,
+)
+from recsys_compress.compare.compare import forget, missing
 from recsys_compress.compare.records import Record, Records
 from recsys_compress.compare.spec import Study
 from recsys_compress.compare.study import load_study
@@ -210,10 +217,18 @@ def test_cells_are_run_anew_where_their_names_match(study: Study) -> None:
         records.add(Record(key=run.key, seed=0, figures={"valid.auc": auc}))
 
     def anew(*only: str) -> list[str]:
-        return [f"{cell.name} {seed}" for cell, seed in missing(records, only, redo=True)]
+        left = Records(study, made)
+        forget(left, only)
+        return [f"{cell.name} {seed}" for cell, seed in missing(left, only)]
 
-    assert anew("hash 0.1x") == ["hash 0.1x 0", "hash 0.1x 1"]
+    made = [record for cell in cells(study) for record in records.all(cell)]
+    made += [r for trial in trials(study, study.entry("hash"), None) if (r := records.trial(trial))]
+    assert anew("hash 0.1x") == ["hash 0.1x, try 2 0", "hash 0.1x 0", "hash 0.1x 1"]
     assert anew("hash 0.1x*")[:2] == ["hash 0.1x, try 1 0", "hash 0.1x, try 2 0"]
+    with pytest.raises(
+        UserError, match=r"--only 'hsah 0\.1x': fits no cell; did you mean 'hash 0\.1x"
+    ):
+        missing(records, ["hsah 0.1x"])
 
 
 def test_figures_hang_on_what_decides_them_alone(tmp_path: Path, study: Study) -> None:
@@ -233,6 +248,11 @@ def test_figures_hang_on_what_decides_them_alone(tmp_path: Path, study: Study) -
     assert own != key(STUDY, JOB.replace("dim = 8", "dim = 16"))
     assert own != key(STUDY.replace("train.epochs = 1", "train.epochs = 2"))
     assert own != run_of(study, first_cell(study, "full", None), {})
+    made = '[prepare]\nsource = "synthetic"\nfolder = "x"\noptions = { rows = 3000 }\n\n[[methods]]'
+    before = STUDY.replace("[[methods]]", made, 1)
+    assert own != key(before)
+    assert key(before) == key(before.replace('folder = "x"', 'folder = "y"'))
+    assert key(before) != key(before.replace("rows = 3000", "rows = 6000"))
 
 
 @pytest.mark.parametrize(
@@ -252,6 +272,15 @@ def test_figures_hang_on_what_decides_them_alone(tmp_path: Path, study: Study) -
             "did you mean 'full'",
         ),
         ("[[methods]]", '[[claims]]\ntext = "x"\nleft = "full"\n[[methods]]', "has no bound"),
+        (
+            "[[methods]]",
+            '[[claims]]\ntext = "x"\nleft = "full"\nleast = 1\nfigure = "test.acu"\n[[methods]]',
+            "figure = 'test.acu' is none; did you mean 'test.auc'",
+        ),
+        ('"0.5x"', '"0,5x"', "'hash'.*'0,5x' is not understood"),
+        ('try_budget = "0.1x"', 'try_budget = "0.1y"', "'hash'.*'0.1y' is not understood"),
+        ("budgets = []", 'budgets = ["1x", "0.5x"]', "'full'.*the first.*give it one budget"),
+        ('name = "unified"', 'name = "hash 0.5x"\nmethod = "unified"\nbudgets = []', "two cells"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -285,9 +314,8 @@ def test_the_studies_of_the_project_are_valid_and_their_figures_their_own(name: 
     path = ROOT / "studies" / name / "results.json"
     records = Records.load(study, path)
     kept = {record["key"] for record in json.loads(path.read_text(encoding="utf-8"))}
-    entries = {(cell.entry.name, cell.model): cell.entry for cell in cells(study)}
-    known = [*(t for (_, m), entry in entries.items() for t in trials(study, entry, m))]
-    runs = [records.run(cell) for cell in [*known, *cells(study)]]
+    whole = cells(study)
+    runs = [records.run(cell) for cell in [*all_trials(study, whole), *whole]]
     assert kept <= {run.key for run in runs if run is not None}
     for claim in study.claims:
         assert (claim.least is None) != (claim.most is None)

@@ -1,5 +1,6 @@
 """Verdicts, winners and advice from figures that are made up."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,26 +55,34 @@ def claim(**bounds: float) -> Claim:
 
 @pytest.mark.parametrize(("least", "holds"), [(-0.02, True), (0.0, False)])
 def test_claims_compare_seed_by_seed(least: float, holds: bool) -> None:
-    # Seed 2 has no counterpart and does not count.
-    verdict = judge(claim(least=least), records(unified_05x=(0.8, 0.9, 0.1), full=(0.81, 0.91)))
-    assert (verdict.found, verdict.seeds) == ("-0.0100 ± 0.0000", 2)
+    made = records(unified_05x=(0.8, 0.9, 0.7), full=(0.81, 0.91, 0.71))
+    verdict = judge(claim(least=least), made)
+    assert (verdict.found, verdict.seeds) == ("-0.0100 ± 0.0000", 3)
     assert verdict.holds is holds
     assert verdict.sizes == (500, 1000)
+    # A seed without a counterpart does not count, nor one that the study does not have.
+    made = records(unified_05x=(0.8, 0.9, 0.1), full=(0.81, 0.91))
+    verdict = judge(claim(least=least), made)
+    assert (verdict.found, verdict.seeds, verdict.holds) == ("-0.0100 ± 0.0000", 2, None)
+    made.study = replace(STUDY, seeds=(0, 1))
+    assert judge(claim(least=least), made).holds is holds
 
 
 def test_one_cell_is_held_against_a_bound() -> None:
     alone = Claim(text="", left="full", least=0.9)
-    verdict = judge(alone, records(full=(0.91, 0.92)))
-    assert (verdict.asked, verdict.found, verdict.holds) == ("≥ 0.9", "0.9150 ± 0.0071", True)
+    verdict = judge(alone, records(full=(0.91, 0.92, 0.93)))
+    assert (verdict.asked, verdict.found, verdict.holds) == ("≥ 0.9", "0.9200 ± 0.0100", True)
 
 
 def test_other_figures_are_compared_by_ratio() -> None:
     found = Records(STUDY)
-    add(found, UNIFIED, 0.8, seconds=30.0)
-    add(found, FULL, 0.8, seconds=20.0)
+    add(found, UNIFIED, *[0.8] * 3, seconds=30.0)
+    add(found, FULL, *[0.8] * 3, seconds=20.0)
     timed = Claim(text="", left="unified 0.5x", right="full", figure="seconds", most=3.0)
     verdict = judge(timed, found)
-    assert (verdict.asked, verdict.found, verdict.holds) == ("≤ 3", "1.50", True)
+    assert (verdict.asked, verdict.found, verdict.holds) == ("≤ 3", "1.50 ± 0.00", True)
+    add(found, FULL, *[0.8] * 3, seconds=0.0)
+    assert judge(timed, found).holds is None
 
 
 def test_what_was_not_run_or_cannot_be_is_not_judged() -> None:

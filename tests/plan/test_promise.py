@@ -14,9 +14,14 @@ from recsys_compress.config import Job, dump_job
 from recsys_compress.plan.candidates import alone, lowered, size_of
 from recsys_compress.plan.plan import Plan
 from recsys_compress.plan.planner import Prepared, make_plan, plan_within, prepare
+from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.train.events import Metrics
+from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
+from recsys_compress.train.trainer import train
 from tests.plan.jobs import request_of
+from tests.serve.clicks import prepared
+from tests.train.jobs import make_job
 
 ASKED = 0.004
 Planner = Callable[[Callable[[int], float]], Plan]
@@ -54,6 +59,16 @@ def test_full_tables_lose_nothing(job: Job, common: Prepared) -> None:
     assert common.quality.auc(0.0) == pytest.approx(full["auc"], abs=1e-9)
 
 
+def test_rows_count_by_their_weights_as_in_training(tmp_path: Path) -> None:
+    dataset = prepared(tmp_path)
+    run = train(make_job(dataset, tmp_path / "runs", "full", epochs=1, threads=1))
+    with process_group():
+        built, _ = load_run(run.folder)
+        quality = AucByLoss.of(built, dataset)
+    assert quality.auc(0.0) == pytest.approx(run.valid["auc"], abs=1e-9)
+    assert quality.logloss == pytest.approx(run.valid["logloss"], abs=1e-9)
+
+
 def test_what_is_measured_to_lose_too_much_is_made_larger(plan_by_auc: Planner) -> None:
     first = plan_by_auc(lambda _: ASKED / 2)
     assert [trial.way.name for trial in first.trials] == ["plan"]
@@ -72,6 +87,15 @@ def test_what_is_measured_to_lose_too_much_is_made_larger(plan_by_auc: Planner) 
     assert plan.file.summary["lost_auc"] == plan.lost_auc
     assert plan.choice.cost == pytest.approx(plan.sizes.training, abs=16)  # of step counts
     assert {name for tables in plan.dishes for name in tables} == set(plan.worths)
+
+
+def test_what_loses_nothing_is_tried_before_it_is_said_that_none_holds(
+    plan_by_auc: Planner,
+) -> None:
+    full = plan_by_auc(lambda _: 0.0).full.training
+    plan = plan_by_auc(lambda size: 0.0 if size >= full else 1.01 * ASKED)
+    assert plan.sizes.training == full
+    assert plan.warning is None
 
 
 def test_the_closest_is_planned_where_none_holds_and_says_so(

@@ -36,6 +36,15 @@ def test_vectors_of_another_width_cannot_take_a_run_over(job: Job, reference: Pa
         ({"budget": "100B"}, {}, "out of reach: these tables take at least"),
         ({"budget": "0.5x", "max_auc_loss": 0.1}, {}, "either --budget or --max-auc-loss"),
         ({}, {}, "either --budget or --max-auc-loss"),
+        ({"budget": "10zz"}, {}, "'10zz' is not understood"),
+        ({"budget": "0.5x", "world_size": 0}, {}, "--world-size 0: must be positive"),
+        ({"budget": "0.5x", "world_size": 2, "hbm": "big"}, {}, "'big' is not understood"),
+        (
+            {"budget": "0.5x", "reference": Path("none")},
+            {},
+            "--reference: grade 'data' looks at no",
+        ),
+        ({"budget": "0.5x", "trial_epochs": 2}, {}, "grade 'data' trains nothing"),
         ({"max_auc_loss": 0.1}, {}, "grade 'data' knows no AUC"),
         ({"budget": "0.5x", "methods": ("hsah",)}, {}, "'hsah' is unknown; did you mean 'hash'"),
         (

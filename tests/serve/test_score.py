@@ -176,7 +176,7 @@ def test_two_runs_do_not_write_one_output_at_once(
     real, refused = pq.write_table, []
 
     def another_begins(*arguments: object, **more: object) -> None:
-        with pytest.raises(UserError, match="is being written by another run"):
+        with pytest.raises(UserError, match="another process is writing there"):
             score(artifact, str(rows / "a.parquet"), output)
         refused.append(True)
         real(*arguments, **more)
