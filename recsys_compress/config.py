@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,8 +277,12 @@ class TrainConfig:
     output: str = "runs"
 
     def score(self, valid: Mapping[str, float]) -> float:
-        """Returns the monitor's figure among those of validation, so that more is better."""
-        return -valid["logloss"] if self.monitor == "logloss" else valid["auc"]
+        """Returns the monitor's figure among those of validation, so that more is better.
+
+        One that is not defined, like the AUC of one class, is the worst.
+        """
+        figure = -valid["logloss"] if self.monitor == "logloss" else valid["auc"]
+        return -math.inf if math.isnan(figure) else figure
 
     def evaluation_steps(self, steps: int) -> set[int]:
         """Returns the steps of an epoch of so many, modulo its length, after which to evaluate."""

@@ -49,6 +49,19 @@ class Bags:
         return totals.view(len(keys), -1)[[keys.index(name) for name in self.names]].t()
 
 
+def without_weights(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """Returns bags without weights, which collections that are not weighted do not look at."""
+    if features.weights_or_none() is None:
+        return features
+    return KeyedJaggedTensor(
+        keys=features.keys(),
+        values=features.values(),
+        lengths=features.lengths(),
+        stride=features.stride(),
+        length_per_key=features.length_per_key(),
+    )
+
+
 def select(features: KeyedJaggedTensor, names: list[str]) -> KeyedJaggedTensor:
     """Returns the named features in their order, without a copy where that is how they stand.
 

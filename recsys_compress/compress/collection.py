@@ -10,6 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys_compress.compress.bags import without_weights
 from recsys_compress.compress.hook import Hook, LiveTable
 from recsys_compress.compress.lowering import Lowering, TableOptions
 from recsys_compress.compress.merge import MergedTable, merge
@@ -131,6 +132,8 @@ class CompressedEmbeddingBagCollection(nn.Module):
         Raises:
             ValueError: a feature is missing, or an id lies outside its table.
         """
+        if not self._is_weighted:
+            features = without_weights(features)
         with _fp32(features.device()):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 pooled = self._look_up(features)
@@ -303,6 +306,10 @@ def _check_lookups(lowerings: Sequence[Lowering]) -> None:
     """Refuses features of which one is called what another's look-up is, like "a" and "a#0"."""
     owners: dict[str, str] = {}
     for lowering in lowerings:
+        stored = [table.name for table in lowering.tables]
+        for name in stored:
+            if stored.count(name) > 1:
+                raise UserError(f"tables: two would be stored as {name!r}; rename one of them")
         named = [(lookup.name, lookup.feature) for lookup in lowering.lookups]
         if lowering.combine is not None:
             named += [(f"={feature}", feature) for feature in lowering.features]

@@ -170,7 +170,9 @@ class SaltedHash(nn.Module):
             _, heads = along_keys(repeated.values(), self.heads, lengths)
             _, starts = along_keys(repeated.values(), self.starts, lengths)
             _, tails = along_keys(repeated.values(), self.tails, lengths)
-            found = torch.where(ids < heads, ids + starts, found + tails)
+            # Below 0 there are none of its own: that row would be another table's.
+            own = (ids < heads).logical_and_(ids >= 0)
+            found = torch.where(own, ids + starts, found + tails)
         return KeyedJaggedTensor(
             keys=self.names,
             values=found.view(-1),

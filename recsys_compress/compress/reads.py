@@ -13,6 +13,7 @@ from recsys_compress.compress.merge import MAX_ROWS
 from recsys_compress.errors import UserError
 
 _CHUNK = 1 << 16  # ids that are looked up at a time
+_CHUNK_BYTES = 64 << 20  # and of their vectors, since those of all features come out
 
 
 class Collection(Protocol):
@@ -73,6 +74,8 @@ def all_vectors(collection: Collection, table: str, device: torch.device | None 
         )
     keys = [feature for t in configs for feature in t.feature_names]
     own, weighted = config.feature_names[0], collection.is_weighted()
+    width = sum(t.embedding_dim * len(t.feature_names) for t in configs)
+    chunk = min(_CHUNK, max(1, _CHUNK_BYTES // (4 * width)))
     with torch.no_grad():
         chunks = [
             collection(one_feature(keys, own, ids, is_weighted=weighted).to(device or ids.device))[
@@ -80,7 +83,7 @@ def all_vectors(collection: Collection, table: str, device: torch.device | None 
             ]
             .clone()
             .cpu()
-            for ids in torch.split(torch.arange(config.num_embeddings), _CHUNK)
+            for ids in torch.split(torch.arange(config.num_embeddings), chunk)
         ]
     return torch.cat(chunks)
 

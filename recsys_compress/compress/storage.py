@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+from recsys_compress.compress.bags import without_weights
 from recsys_compress.compress.collection import CompressedEmbeddingBagCollection
 from recsys_compress.compress.kernels import empty_table, given_width, look_up, pack
 from recsys_compress.compress.merge import MergedTable
@@ -129,6 +130,8 @@ class QuantizedEmbeddingBagCollection(nn.Module):
         Raises:
             ValueError: a feature is missing, or an id lies outside its table.
         """
+        if not self._is_weighted:
+            features = without_weights(features)
         lookups = self.ids(features)
         parts = lookups.split([len(names) for names in self._lookups])
         pooled = [

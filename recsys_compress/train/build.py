@@ -1,7 +1,8 @@
 """From a job to a model with sharded tables and its optimizers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,7 @@ def build(job: Job, schema: Schema, policy: Policy | None = None) -> Built:
     policy = policy or resolve(job.embedding, tables)
     embeddings = lowered(job, schema, policy, device)
     dense_part: nn.Module = build_model(job.model, embeddings, len(schema.dense))
+    place(dense_part, device)
     model = shard(
         dense_part,
         embeddings,
@@ -156,6 +158,15 @@ def build(job: Job, schema: Schema, policy: Policy | None = None) -> Built:
     )
     embeddings.bind_hooks(built.live)
     return built
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Moves a model's tensors to a device, but for those that are on the meta device: not made yet.
+
+    The first values are drawn on the CPU, and so the same on any device.
+    """
+    moved = cast(Callable[..., nn.Module], model._apply)  # torch leaves it untyped
+    moved(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
 
 def lowered(

@@ -21,7 +21,10 @@ LOWERING = "lowering.json"  # the policy of the trained model, as `Policy.descri
 SIZE = "size.json"
 RESULT = "result.json"
 TABLES = "tables-{}.safetensors"  # the tables in another storage type
-KEPT = ("model", "embedding", "data.streams", "train.batch_size", "train.seed")  # keys of the job
+# Keys of the job.
+KEPT = (
+    *("model", "embedding", "data.streams", "train.batch_size", "train.seed", "train.optimizer"),
+)
 
 
 def write_folder(folder: Path, job: Job, size: SizeReport, policy: list[dict[str, Any]]) -> None:

@@ -38,6 +38,11 @@ class Optimizers:
         self._factor = 1.0
         parameters = dict(model.named_parameters())
         fused = set(self._fused.params)
+        elsewhere = tuple(f".{n}" for n, o in embeddings.table_options().items() if o.fused)
+        # Of a table that other processes have all of, there is an empty one here.
+        parameters = {
+            n: p for n, p in parameters.items() if n in fused or not n.endswith(elsewhere)
+        }
         tables = _dense_tables(model, embeddings)
         held = [p for hook in embeddings.hooks() for p in hook.parameters]
         taken = {id(p) for p in held}

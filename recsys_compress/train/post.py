@@ -15,10 +15,11 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.byte_sizes import budget_bytes
+from recsys_compress.compress.collection import CompressedEmbeddingBagCollection
 from recsys_compress.compress.damage import measure
 from recsys_compress.compress.method import method_class
 from recsys_compress.compress.moments import Moments
-from recsys_compress.compress.policy import Policy, resolve
+from recsys_compress.compress.policy import Assignment, Policy, resolve
 from recsys_compress.compress.size import DataType
 from recsys_compress.compress.spectrum import Item, Spectrum, layer_item
 from recsys_compress.compress.storage import StoragePlan, quantize
@@ -205,8 +206,10 @@ def serving_form(
     served = sum(value.nbytes for value in tables.values())
     model = built.model.module
     model.embeddings = embeddings
+    cpu = torch.device("cpu")  # where it is served
+    model.to(cpu)
     if layers == "int8":
-        round_layers(model, _some_training_rows(built, dataset))
+        round_layers(model, _some_training_rows(dataset, cpu))
     dense = {
         name: weight.detach().cpu().contiguous()
         for name, weight in model.state_dict().items()
@@ -221,7 +224,7 @@ def serving_form(
             types=types,
             bytes={"tables": served, "model": served + sum(w.nbytes for w in dense.values())},
             before=read_result(folder).get("test", {}),
-            test=evaluate(model, reader, built.device).compute(),
+            test=evaluate(model, reader, cpu).compute(),
         ),
     )
 
@@ -264,17 +267,17 @@ def _losses(
         model.embeddings,
         candidates(model),
         spectra,
-        _some_training_rows(built, dataset),
+        _some_training_rows(dataset, built.device),
     )
 
 
 def _some_training_rows(
-    built: Built, dataset: PreparedDataset
+    dataset: PreparedDataset, device: torch.device
 ) -> Iterator[tuple[Tensor, KeyedJaggedTensor]]:
     """Yields dense features and ids of some rows, always the same."""
     reader = Reader(dataset, "train", batch_size=_MEASURED_BATCH, seed=0, shuffle=True)
     for batch in itertools.islice(reader.epoch(0), _MEASURED_BATCHES):
-        on_device = batch.to(built.device)
+        on_device = batch.to(device)
         yield on_device.dense, on_device.sparse
 
 
@@ -305,15 +308,24 @@ def _whole_model(
     embedding = job.embedding
     policy = Policy.from_config(dataclasses.replace(embedding, budget=None))
     fixed += sum(
-        table.num_embeddings * assignment.rule.options.row_bytes(table.embedding_dim)
+        _bytes(assignment)
         for assignment in policy.assign(tables)
         if assignment.rule is not policy.default
-        for table in assignment.tables
     )
     left = budget_bytes(budget, whole) - fixed
     return items, dataclasses.replace(
         policy, default=dataclasses.replace(policy.default, budget_bytes=left)
     )
+
+
+def _bytes(assignment: Assignment) -> int:
+    """Returns the bytes of the tables that a rule stores."""
+    meta = torch.device("meta")
+    own = Policy(default=dataclasses.replace(assignment.rule, table=None))
+    collection = CompressedEmbeddingBagCollection(
+        tables=assignment.tables, policy=own, device=meta, fused_device=meta
+    )
+    return collection.size_report().table_bytes
 
 
 def _factorized(start: Start, job: Job, built: Built, spectra: Mapping[str, Spectrum]) -> Start:

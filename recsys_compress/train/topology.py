@@ -170,11 +170,12 @@ def plan_for(
         return _planned(embeddings, tables, device, config, world_size, local_size, batch_size)
     makers: dict[str, ParameterShardingGenerator] = {}
     for number, table in enumerate(sorted(tables, key=_bytes, reverse=True)):
-        if world_size == 1 or config.kind == "table_wise":
-            makers[table.name] = table_wise(rank=number % world_size)
-        elif config.kind == "row_wise":
+        makers[table.name] = table_wise(rank=number % world_size)
+        if world_size == 1:
+            continue
+        if config.kind == "row_wise" and _has_rows_for(table, world_size):
             makers[table.name] = row_wise()
-        else:
+        elif config.kind == "column_wise":
             _check_columns(table, world_size)
             makers[table.name] = column_wise(ranks=list(range(world_size)))
     return construct_module_sharding_plan(
@@ -201,11 +202,18 @@ def _planned(
     Dense tables are replicated by us, and so `data_parallel`, whose tables no fused optimizer
     trains, is never its choice.
     """
-    kinds = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value]
-    wide = [*kinds, ShardingType.COLUMN_WISE.value]
+
+    def kinds(table: MergedTable) -> list[str]:
+        found = [ShardingType.TABLE_WISE.value]
+        if _has_rows_for(table, world_size):
+            found.append(ShardingType.ROW_WISE.value)
+        if table.options.optimizer != "rowwise_adagrad":
+            found.append(ShardingType.COLUMN_WISE.value)
+        return found
+
     constraints = {
         table.name: ParameterConstraints(
-            sharding_types=wide if table.options.optimizer != "rowwise_adagrad" else kinds,
+            sharding_types=kinds(table),
             compute_kernels=[EmbeddingComputeKernel.FUSED.value],
         )
         for table in tables
@@ -227,6 +235,14 @@ def _planned(
             "; compress more, or give more processes or memory"
         ) from error
     return cast("EmbeddingModuleShardingPlan", plan.plan["fused"])
+
+
+def _has_rows_for(table: MergedTable, world_size: int) -> bool:
+    """Whether each process gets a row where rows are divided; FBGEMM's kernels need one.
+
+    TorchRec gives ceil(R / W) rows to each as long as there are some.
+    """
+    return -(-table.num_embeddings // world_size) * (world_size - 1) < table.num_embeddings
 
 
 def topology(

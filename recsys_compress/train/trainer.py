@@ -250,6 +250,7 @@ class Trainer:
         del start  # a copy of the tables
         self._tell({"train/phase": progress.phase})
         self._checkpoint()
+        self.saver.commit()  # before this phase's best weights take the place of the last one's
 
     def _enter(self, policy: Policy) -> None:
         """Builds the model of the current phase."""
@@ -311,16 +312,21 @@ class Trainer:
         self.progress.rows += meter.rows
         self.progress.train_seconds += meter.seconds
         if not math.isfinite(loss):
-            raise UserError(
-                f"training diverged: loss {loss} before step {self.progress.step}; lower "
-                "train.learning_rate or embedding.learning_rate"
-            )
+            raise self._diverged("loss", loss)
         self._tell({"train/loss": loss, "perf/samples_per_s": speed})
         return loss
+
+    def _diverged(self, figure: str, value: float) -> UserError:
+        return UserError(
+            f"training diverged: {figure} {value} before step {self.progress.step}; lower "
+            "train.learning_rate or embedding.learning_rate"
+        )
 
     def _evaluate_and_keep(self, train_loss: float) -> None:
         progress, config = self.progress, self.job.train
         valid = self.evaluate("valid").compute()
+        if math.isnan(valid["logloss"]):
+            raise self._diverged("validation logloss", math.nan)
         self._tell({f"eval/{name}": value for name, value in valid.items() if name != "rows"})
         epoch = progress.step / len(self.reader)
         when = {"step": progress.step, "epoch": epoch, "phase": progress.phase}

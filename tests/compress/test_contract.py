@@ -27,6 +27,7 @@ from recsys_compress.compress.methods.quotient_remainder import QuotientRemainde
 from recsys_compress.compress.methods.unified import Unified
 from recsys_compress.compress.policy import describe, full_bytes
 from recsys_compress.compress.selection import Block
+from recsys_compress.compress.storage import StoragePlan, quantize
 from recsys_compress.errors import UserError
 from recsys_compress.settings import parse
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
@@ -348,6 +349,22 @@ def test_every_knob_is_explained(name: str) -> None:
     method = type(METHODS[name])
     assert method.__doc__
     assert all(field.metadata.get("help") for field in dataclasses.fields(method))
+
+
+@every_method
+def test_weights_count_only_in_collections_that_are_weighted(name: str) -> None:
+    batch = make_batch(8)
+    weighted = KeyedJaggedTensor(
+        keys=batch.keys(),
+        values=batch.values(),
+        lengths=batch.lengths(),
+        weights=torch.rand(len(batch.values())),
+        stride=8,
+    )
+    collection = make(name)
+    served = quantize(collection, StoragePlan(types="fp32"))
+    for tables in (collection, served):
+        torch.testing.assert_close(tables(weighted).values(), tables(batch).values())
 
 
 @every_method

@@ -5,7 +5,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection
 from recsys_compress.compress.methods.quotient_remainder import QuotientRemainder
-from recsys_compress.compress.policy import full_bytes
+from recsys_compress.compress.policy import Policy, Rule, full_bytes
 from recsys_compress.errors import UserError
 from tests.compress.tables import ROWS, make_batch, make_policy, make_tables
 
@@ -136,3 +136,26 @@ def test_wrong_operations_and_widths_are_one_clear_error() -> None:
         QuotientRemainder(operation="multi")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"embedding\.dim = 5: .* needs an even one"):
         QuotientRemainder(share=0.1, operation="concat").lower(make_tables(dim=5))
+
+
+def test_ids_that_only_the_last_quotient_has_room_for_are_refused() -> None:
+    tables = [
+        EmbeddingBagConfig(name="a", feature_names=["a"], num_embeddings=103, embedding_dim=8)
+    ]
+    rule = Rule(method=QuotientRemainder(share=0.1))
+    collection = CompressedEmbeddingBagCollection(tables=tables, policy=Policy(default=rule))
+    bags = KeyedJaggedTensor(
+        keys=["a"], values=torch.tensor([102, 103]), lengths=torch.tensor([1, 1])
+    )
+    with pytest.raises(ValueError, match=r"'a': id 103 lies outside \[0, 103\)"):
+        collection(bags)
+
+
+def test_tables_that_would_be_stored_under_one_name_are_refused() -> None:
+    tables = [
+        EmbeddingBagConfig(name=name, feature_names=[field], num_embeddings=rows, embedding_dim=8)
+        for name, field, rows in (("a", "f", 1000), ("a#q", "g", 2))
+    ]
+    rule = Rule(method=QuotientRemainder(share=0.1))
+    with pytest.raises(UserError, match="two would be stored as 'a#q'; rename one of them"):
+        CompressedEmbeddingBagCollection(tables=tables, policy=Policy(default=rule, min_rows=0))

@@ -24,6 +24,12 @@ SEARCHES = {
     "second order": [*DNIS, "embedding.methods.dnis.inner_lr=0.05"],
     "by dense Adam": [*DNIS, "embedding.optimizer=adam", "embedding.learning_rate=0.01"],
 }
+TRAININGS = {
+    "full": [],
+    **SEARCHES,
+    # One table, so that a process has none.
+    "by whole tables": ["sharding.kind=table_wise"],
+}
 TAKERS = ("low_rank", "group_reduce")  # of a trained model
 Found = list[dict[str, Any]]
 
@@ -39,7 +45,7 @@ def found(
     common = {"do": "train", "job": str(folder / "job.toml")}
     always = ["data.streams=2", "model.dcnv2.dropout=0.0"]
     tasks: list[dict[str, Any]] = [
-        {**common, "settings": [*always, *settings]} for settings in [[], *SEARCHES.values()]
+        {**common, "settings": [*always, *settings]} for settings in TRAININGS.values()
     ]
     one = run(TASKS, 1, tasks=tasks)[0]
     taken = {"do": "compress", "run": one[0]["folder"], "settings": ["train.epochs=0"]}
@@ -50,7 +56,7 @@ def found(
 
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_search_finds_the_same(search: str, found: tuple[Found, Found]) -> None:
-    one, two = (part[1 + list(SEARCHES).index(search)] for part in found)
+    one, two = (part[list(TRAININGS).index(search)] for part in found)
     assert two["kept"] == one["kept"]
     for before, after in zip(one["history"], two["history"], strict=True):
         # Retraining begins with fresh sums of squares, which makes the first steps of Adagrad
@@ -59,9 +65,14 @@ def test_a_search_finds_the_same(search: str, found: tuple[Found, Found]) -> Non
         assert after["logloss"] == pytest.approx(before["logloss"], abs=most)
 
 
+def test_a_process_may_have_no_table(found: tuple[Found, Found]) -> None:
+    one, two = (part[list(TRAININGS).index("by whole tables")] for part in found)
+    assert two["test"] == pytest.approx(one["test"], abs=1e-5)
+
+
 @pytest.mark.parametrize("method", TAKERS)
 def test_what_is_measured_is_that_of_all_processes(method: str, found: tuple[Found, Found]) -> None:
-    one, two = (part[1 + len(SEARCHES) + TAKERS.index(method)] for part in found)
+    one, two = (part[len(TRAININGS) + TAKERS.index(method)] for part in found)
     assert two["ranks"] == one["ranks"]
     assert two["methods"] == one["methods"]
     assert two["test"] == pytest.approx(one["test"], abs=1e-5)

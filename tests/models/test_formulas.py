@@ -107,6 +107,13 @@ def test_second_order_of_one_feature_is_zero():
     torch.testing.assert_close(second_order(torch.randn(BATCH, 1, DIM)), torch.zeros(BATCH))
 
 
+def test_second_order_is_not_rounded_within_autocast():
+    vectors = torch.randn(BATCH, 26, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = second_order(vectors)
+    torch.testing.assert_close(found, second_order(vectors))
+
+
 @pytest.mark.parametrize("residual", [True, False])
 def test_autoint_attends(batch, residual):
     config = AutoIntConfig(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from recsys_compress.compress.method import method_name
 from recsys_compress.compress.policy import resolve
 from recsys_compress.compress.size import DATA_TYPE_BITS
 from recsys_compress.compress.storage import StoragePlan
-from recsys_compress.config import EmbeddingConfig, Job
+from recsys_compress.config import EmbeddingConfig, Job, RuleConfig
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.data.reader import Reader
 from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
-from recsys_compress.train.build import EMBEDDINGS, build, logical_tables
+from recsys_compress.train import trainer
+from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
+from recsys_compress.train.checkpoint import _Pending
 from recsys_compress.train.events import RunResult
 from recsys_compress.train.post import compress, load_run, store
 from recsys_compress.train.shard import process_group
@@ -114,6 +117,48 @@ def test_a_run_interrupted_in_any_phase_resumes_to_the_same_weights(
     assert stopped.interrupted
     resumed = train(None, resume=stopped.folder)
     assert_same_end(resumed, whole)
+
+
+def test_a_phase_is_there_to_go_on_with_before_its_weights_replace_the_last_ones(
+    synthetic_dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = staged_job(synthetic_dataset, tmp_path, "adam")
+    job = dataclasses.replace(
+        job, train=dataclasses.replace(job.train, background_checkpoints=True)
+    )
+    real_write, real_keep, phases = _Pending.write, trainer.keep_best, []
+
+    def slowly(self: _Pending) -> None:
+        time.sleep(1.0)
+        real_write(self)
+
+    def kept(built: Built, folder: Path, ranks: Ranks, step: int) -> None:
+        names = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+        phases.append(names[-1][-1] if names else "0")
+        real_keep(built, folder, ranks, step)
+
+    monkeypatch.setattr(_Pending, "write", slowly)
+    monkeypatch.setattr(trainer, "keep_best", kept)
+    train(job)
+    assert phases[:3] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("budget", ["0.9x", "0.8x"])
+def test_tables_of_other_rules_keep_their_bytes_in_a_smaller_model(
+    budget: str, synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = make_job(synthetic_dataset, tmp_path / "before", "full", epochs=1)
+    rules = (RuleConfig(table="field_3", method="hash"),)
+    embedding = dataclasses.replace(
+        job.embedding, rules=rules, methods={"hash": {"share": 0.1}}, dim=8
+    )
+    run = train(dataclasses.replace(job, embedding=embedding))
+    small, start = compress(
+        run.folder, "low_rank", budget, ["train.epochs=0", f"train.output={tmp_path}"]
+    )
+    result = train(small, start=start)
+    assert result.bytes["model"] <= float(budget.rstrip("x")) * run.bytes["model"]
+    assert result.test["auc"] > 0.6
 
 
 @pytest.mark.parametrize("method", ["dnis", "dynamic_sparse", "low_rank", "group_reduce", "full"])

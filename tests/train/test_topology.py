@@ -5,7 +5,8 @@ import torch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from recsys_compress.compress import CompressedEmbeddingBagCollection
-from recsys_compress.compress.policy import resolve
+from recsys_compress.compress.methods.full import Full
+from recsys_compress.compress.policy import Policy, Rule, resolve
 from recsys_compress.config import EmbeddingConfig, ShardingConfig
 from recsys_compress.errors import UserError
 from recsys_compress.train.topology import TableShard, plan_for, rank_memory, table_shards
@@ -44,6 +45,22 @@ def test_parts_add_up_to_the_table(kind: str, world_size: int) -> None:
     assert {part.rank for part in found} <= set(range(world_size))
     if kind == "row_wise" and world_size > 1:
         assert len(found) == world_size
+
+
+@pytest.mark.parametrize("kind", ["auto", "row_wise"])
+@pytest.mark.parametrize(("rows", "world_size"), [(1, 2), (5, 4), (9, 8), (17, 16)])
+def test_no_process_has_a_part_without_rows(kind: str, rows: int, world_size: int) -> None:
+    """FBGEMM's kernels write where they must not for one that has none."""
+    tables = [
+        EmbeddingBagConfig(name="a", feature_names=["a"], num_embeddings=rows, embedding_dim=8)
+    ]
+    embeddings = CompressedEmbeddingBagCollection(
+        tables=tables, policy=Policy(default=Rule(method=Full())), device=META, fused_device=META
+    )
+    config = ShardingConfig(kind=kind)  # type: ignore[arg-type]
+    plan = plan_for(embeddings, CPU, config, world_size=world_size, batch_size=1024)
+    (found,) = table_shards(embeddings, plan)
+    assert (found.kind, found.rows) == ("table_wise", rows)
 
 
 def test_tables_of_dense_adam_are_replicated() -> None:

@@ -21,7 +21,7 @@ from recsys_compress.errors import UserError
 from recsys_compress.train.build import build
 from recsys_compress.train.checkpoint import load_newest
 from recsys_compress.train.events import RunResult
-from recsys_compress.train.folder import MODEL
+from recsys_compress.train.folder import MODEL, read_result
 from recsys_compress.train.shard import full_tensors, process_group
 from recsys_compress.train.trainer import Trainer, train
 from tests.train.jobs import EMBEDDINGS, Recorder, assert_same_end, make_job
@@ -194,6 +194,7 @@ def stopped(synthetic_dataset: PreparedDataset, tmp_path_factory: pytest.TempPat
         ("model.name=deepfm", "model.name = 'deepfm': the run "),
         ("train.batch_size=100", "train.batch_size = 100: the run .* has 500"),
         ("data.streams=3", "data.streams = 3: the run .* has None"),
+        ("train.optimizer=adagrad", "train.optimizer = 'adagrad': the run .* has 'adam'"),
     ],
 )
 def test_a_run_goes_on_as_it_began(setting: str, message: str, stopped: Path) -> None:
@@ -201,6 +202,15 @@ def test_a_run_goes_on_as_it_began(setting: str, message: str, stopped: Path) ->
     with pytest.raises(UserError, match=message):
         train(load_job(stopped / "job.toml", [setting]), resume=stopped)
     assert (stopped / "job.toml").read_bytes() == before
+
+
+def test_the_time_of_a_run_is_that_of_all_its_processes(stopped: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(stopped, tmp_path / "run"))
+    before = read_result(folder)
+    after = train(None, resume=folder)
+    assert before["cpu_seconds"] > 0
+    assert after.seconds > before["seconds"]
+    assert after.cpu_seconds > before["cpu_seconds"]
 
 
 def test_a_run_does_not_go_on_with_other_data(stopped: Path, tmp_path: Path) -> None:
@@ -281,6 +291,17 @@ def test_divergence_is_one_clear_error(synthetic_dataset: PreparedDataset, tmp_p
     with pytest.raises(UserError, match="training diverged"):
         train(job, listeners=[recorder])
     assert isinstance(recorder.error, UserError)
+
+
+def test_what_diverges_in_its_last_step_is_no_result(
+    synthetic_dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    job = make_job(
+        synthetic_dataset, tmp_path, epochs=1, batch_size=1 << 20, optimizer="sgd",
+        learning_rate=1e38,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="diverged: validation logloss nan before step 1;"):
+        train(job)
 
 
 @pytest.mark.parametrize(

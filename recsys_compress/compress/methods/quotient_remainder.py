@@ -16,7 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_compress.compress.budget import check_choice, check_share, half_dim, solve
 from recsys_compress.compress.combine import Pairwise
-from recsys_compress.compress.hashing import along_keys
+from recsys_compress.compress.hashing import along_keys, check_range
 from recsys_compress.compress.lowering import Lookup, Lowering, Part, PhysicalTable, TableOptions
 from recsys_compress.compress.method import Method, Trained, Values, register
 from recsys_compress.compress.sharing import SharedRows, id_weights, two_factors
@@ -78,6 +78,7 @@ class QuotientRemainder(SharedRows):
         )
         order = list(dict.fromkeys(feature for feature, _, _ in reads))
         owner = dict(features)
+        sizes = {table.name: int(table.num_embeddings) for table in tables}
         widths = {f: int(t.embedding_dim) for t in tables for f in t.feature_names}
         combine = None
         if split and self.operation != "concat":
@@ -89,6 +90,7 @@ class QuotientRemainder(SharedRows):
             ids=QuotientsAndRemainders(
                 features=order,
                 moduli=[moduli[owner[feature]] or 1 for feature in order],
+                sizes=[sizes[owner[feature]] for feature in order],
                 reads=[(order.index(feature), part == "r") for feature, _, part in reads],
                 single=self.operation == "mult",
             ),
@@ -173,6 +175,7 @@ class QuotientsAndRemainders(nn.Module):
     Args:
         features: (F,) in the order of the batches.
         moduli: (F,) of the features; a quotient by 1 is the id.
+        sizes: (F,) ids of the features' tables; the last quotient has room for more.
         reads: (K,) the feature's position, and whether its remainders are read, for each look-up.
         single: whether rows are multiplied: bags of several ids are refused, and an id's weight
             goes to only one of its two rows.
@@ -183,12 +186,14 @@ class QuotientsAndRemainders(nn.Module):
         *,
         features: Sequence[str],
         moduli: Sequence[int],
+        sizes: Sequence[int],
         reads: Sequence[tuple[int, bool]],
         single: bool,
     ) -> None:
         super().__init__()
         self.features = list(features)
         self.moduli = tuple(moduli)
+        self.sizes = tuple(sizes)
         self.single = single
         self.keys = [f"{feature}#{part}" for part in "qr" for feature in features]
         order = [position + len(features) * remainder for position, remainder in reads]
@@ -200,7 +205,9 @@ class QuotientsAndRemainders(nn.Module):
 
         Raises:
             UserError: a bag has several ids where rows are multiplied.
+            ValueError: an id lies outside its table.
         """
+        check_range(features.values(), self.sizes, features.length_per_key(), self.features)
         lengths, weights = features.lengths(), features.weights_or_none()
         if self.single:
             self._refuse_several(lengths.view(len(self.features), -1))
