@@ -34,6 +34,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         UserError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     handle, name = _temporary(path, lambda: tempfile.mkstemp(dir=path.parent, prefix=_prefix(path)))
     os.close(handle)
     temporary = Path(name)
@@ -126,6 +128,8 @@ def check_writable(path: Path) -> None:
     Raises:
         UserError: it cannot.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
     handle, name = _temporary(path, lambda: tempfile.mkstemp(dir=path.parent, prefix=_prefix(path)))
     os.close(handle)
     Path(name).unlink()

@@ -94,6 +94,9 @@ def _explained(kind: type, error: ValidationError, where: str) -> UserError:
         said = f"unknown key {key!r}; {nearest(path[-1], _keys(kind, path[:-1]))}"
     elif fault["type"] in ("missing", "missing_argument"):
         said = f"key {key!r} is missing; add it"
+    elif path[-1:] == ["str"]:  # of sizes, which are text or whole numbers
+        size = ".".join(path[:-1])
+        said = f"{size} = {fault['input']!r}: write '0.1x' or '2MB', or a whole number of bytes"
     else:
         said = f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
     return UserError(f"{where}: {said}")

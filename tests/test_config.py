@@ -76,6 +76,7 @@ def test_overrides_are_toml_or_plain_text(path: Path) -> None:
         ("train.epochs=1.5", "train.epochs = 1.5: "),
         ("train.epochs=x", "train.epochs = 'x': input should be a valid integer"),
         ("train.learning_rate=nan", "train.learning_rate = nan: input should be a finite number"),
+        ("embedding.budget=0.1", "embedding.budget = 0.1: write '0.1x' or '2MB', or a whole"),
         ("model.name=foo", "model.name = 'foo': input should be 'dcnv2', 'dlrm'"),
         ("model.dcnv2.hiden=[1]", "unknown key 'model.dcnv2.hiden'; did you mean 'hidden'"),
         ("embedding.rules=[{table='a', methd='b'}]", "embedding.rules.0.methd"),

@@ -14,7 +14,7 @@ from recsys_compress.plan.quality import AucByLoss
 from recsys_compress.track.progress import ProgressListener
 from recsys_compress.train.build import Built, logical_tables
 from recsys_compress.train.curvature import measure
-from recsys_compress.train.handover import check_tables, table_moments
+from recsys_compress.train.handover import check_ids, check_tables, table_moments
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.trainer import train
@@ -54,6 +54,7 @@ def read_reference(job: Job, dataset: PreparedDataset, folder: Path) -> Referenc
     with process_group():
         built, own = load_run(folder)
         check_tables(tables, logical_tables(own.schema, built.job.embedding.dim), folder)
+        check_ids(dataset, own, folder)
         vectors = {table.name: built.embeddings.vectors(table.name) for table in tables}
         moments = {table.name: table_moments(built, dataset, table.name) for table in tables}
         curvatures = measure(built, dataset)

@@ -6,7 +6,7 @@ from recsys_compress.compress.policy import resolve
 from recsys_compress.config import Job
 from recsys_compress.data.dataset import PreparedDataset
 from recsys_compress.train.build import logical_tables
-from recsys_compress.train.handover import Start, check_tables, hand_over
+from recsys_compress.train.handover import Start, check_ids, check_tables, hand_over
 from recsys_compress.train.post import load_run
 from recsys_compress.train.shard import process_group
 
@@ -28,4 +28,5 @@ def start_from(job: Job, folder: Path) -> Start:
     with process_group():
         built, own = load_run(folder)
         check_tables(tables, logical_tables(own.schema, built.job.embedding.dim), folder)
+        check_ids(dataset, own, folder)
         return hand_over(built, dataset, tables, policy)

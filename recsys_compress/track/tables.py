@@ -76,8 +76,13 @@ def _print_figures(splits: Mapping[str, Metrics]) -> None:
     """Prints a row of figures for each split that has been read."""
     names = ("auc", "logloss", "ne", "calibration", "ece")
     rows = [
-        [split, *(f"{figures.get(name, math.nan):.4f}" for name in names)]
+        # One that is not defined is null in a result.
+        [split, *(f"{_number(figures.get(name)):.4f}" for name in names)]
         for split, figures in splits.items()
         if figures  # an interrupted run has not read the test split
     ]
     print_table(make_table(["", *names], rows))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -134,6 +134,28 @@ def table_moments(built: Built, dataset: PreparedDataset, table: str) -> Moments
     return moments
 
 
+def check_ids(wanted: PreparedDataset, own: PreparedDataset, folder: Path) -> None:
+    """Checks that a run's ids stand for the same values in another dataset.
+
+    Args:
+        wanted: the dataset whose tables are to take the run's vectors.
+        own: what the run was trained on.
+        folder: of the run, for messages.
+
+    Raises:
+        UserError: a vector would become that of another value.
+    """
+    if wanted.checksum == own.checksum:
+        return
+    coded = [part.name for part in wanted.schema.categorical if part.encoding == "vocabulary"]
+    for name in coded:
+        if not wanted.vocabulary(name).equals(own.vocabulary(name)):
+            raise UserError(
+                f"{folder}: the ids of field {name!r} stand for other values in its data than in "
+                f"{wanted.path}; name the run's own data"
+            )
+
+
 def check_tables(
     tables: Sequence[EmbeddingBagConfig], others: Sequence[EmbeddingBagConfig], folder: Path
 ) -> None:

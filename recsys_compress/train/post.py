@@ -37,7 +37,7 @@ from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.evaluate import evaluate
 from recsys_compress.train.events import Metrics
 from recsys_compress.train.folder import TABLES, read_policy, read_result, run_job
-from recsys_compress.train.handover import Start, check_tables, hand_over, table_moments
+from recsys_compress.train.handover import Start, check_ids, check_tables, hand_over, table_moments
 from recsys_compress.train.shard import process_group
 
 # Training rows on which it is measured what cutting a table or layer would cost, and what goes
@@ -89,14 +89,19 @@ def compress(
         job = run_job(folder, overrides)
         # What a plan says is what the trained tables are, not what they become.
         embedding = dataclasses.replace(job.embedding, method=method, budget=budget, plan=None)
+        if budget is not None:  # ranks that were found before are of another size
+            knobs = {k: v for k, v in embedding.methods.get(method, {}).items() if k != "rank"}
+            methods = {**embedding.methods, method: knobs}
+            embedding = dataclasses.replace(embedding, methods=methods)
         job = dataclasses.replace(
             job,
             embedding=embedding,
             tracking=dataclasses.replace(job.tracking, run_name=None),
         )
-        wanted = PreparedDataset.open(job.data.path).schema
-        tables = logical_tables(wanted, embedding.dim)
+        wanted = PreparedDataset.open(job.data.path)
+        tables = logical_tables(wanted.schema, embedding.dim)
         check_tables(tables, logical_tables(dataset.schema, built.job.embedding.dim), folder)
+        check_ids(wanted, dataset, folder)
         if budget is not None and method_class(method).whole_model:
             moments = layer_moments(built, dataset)
             spectra = {name: Spectrum.of(found) for name, found in moments.items()}

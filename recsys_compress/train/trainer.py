@@ -5,11 +5,9 @@ import gc
 import math
 import shutil
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,7 +38,7 @@ from recsys_compress.train.folder import (
 )
 from recsys_compress.train.handover import Start, hand_over
 from recsys_compress.train.memory import peak_rss_bytes
-from recsys_compress.train.meter import Meter
+from recsys_compress.train.meter import Clock, Meter, check_finite
 from recsys_compress.train.metrics import BinaryMetrics
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.snapshot import restore, snapshot
@@ -109,7 +107,7 @@ class Trainer:
         resume: Path | None,
         start: Start | None = None,
     ) -> None:
-        self._counted = time.perf_counter(), 0.0  # up to when the run's time has been counted
+        self.clock = Clock(ranks)
         flush_denormals()
         if job.train.threads:
             torch.set_num_threads(job.train.threads)
@@ -157,7 +155,8 @@ class Trainer:
         if checkpoint is None:
             with ranks.together():
                 if ranks.first:
-                    write_folder(self.folder, job, self.size, self._described())
+                    last = self.phases[-1].policy.describe(self.tables)
+                    write_folder(self.folder, job, self.size, last)
         else:
             self._restore(checkpoint)
         with ranks.together():
@@ -246,7 +245,7 @@ class Trainer:
             self.size = self._size(start.policy)
             with self.ranks.together():
                 if self.ranks.first:
-                    write_size(self.folder, self.size, self._described())
+                    write_size(self.folder, self.size, start.policy.describe(self.tables))
         del start  # a copy of the tables
         self._tell({"train/phase": progress.phase})
         self._checkpoint()
@@ -279,7 +278,7 @@ class Trainer:
             self._load_best()
             metrics = self.evaluate("test")
             test, calibration = metrics.compute(), metrics.reliability()
-        self._count_time()
+        self.clock.count(self.progress)
         progress = self.progress
         best = progress.best or {}
         result = RunResult(
@@ -311,22 +310,14 @@ class Trainer:
         loss, speed = meter.loss(), meter.rows / meter.seconds
         self.progress.rows += meter.rows
         self.progress.train_seconds += meter.seconds
-        if not math.isfinite(loss):
-            raise self._diverged("loss", loss)
+        check_finite("loss", loss, self.progress.step)
         self._tell({"train/loss": loss, "perf/samples_per_s": speed})
         return loss
-
-    def _diverged(self, figure: str, value: float) -> UserError:
-        return UserError(
-            f"training diverged: {figure} {value} before step {self.progress.step}; lower "
-            "train.learning_rate or embedding.learning_rate"
-        )
 
     def _evaluate_and_keep(self, train_loss: float) -> None:
         progress, config = self.progress, self.job.train
         valid = self.evaluate("valid").compute()
-        if math.isnan(valid["logloss"]):
-            raise self._diverged("validation logloss", math.nan)
+        check_finite("validation logloss", valid["logloss"], progress.step)
         self._tell({f"eval/{name}": value for name, value in valid.items() if name != "rows"})
         epoch = progress.step / len(self.reader)
         when = {"step": progress.step, "epoch": epoch, "phase": progress.phase}
@@ -346,15 +337,8 @@ class Trainer:
         if best is not None and best["step"] != self.progress.step:
             load_best(self.built, self.folder)
 
-    def _count_time(self) -> None:
-        """Adds to the run's time what has passed since it was counted last."""
-        now = time.perf_counter(), sum(self.ranks.gather(time.process_time()))
-        self.progress.seconds += now[0] - self._counted[0]
-        self.progress.cpu_seconds += now[1] - self._counted[1]
-        self._counted = now
-
     def _checkpoint(self) -> None:
-        self._count_time()
+        self.clock.count(self.progress)
         self.progress.reader = self.reader.state_dict()
         self.progress.search_reader = self.search_reader.state_dict()
         self.learner.average_statistics()
@@ -384,10 +368,6 @@ class Trainer:
             streams=self.progress.streams if training else None,
             buffer_rows=self.job.data.buffer_rows,
         )
-
-    def _described(self) -> list[dict[str, Any]]:
-        """Returns the policy of the last phase as plain data."""
-        return self.phases[-1].policy.describe(self.tables)
 
     def _size(self, policy: Policy) -> SizeReport:
         """Returns the bytes of the tables under a policy."""

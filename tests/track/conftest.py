@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,9 @@ from recsys_compress.train.events import RunResult, RunStart
 from tests.ports import free_port
 from tests.serve.clicks import prepared
 from tests.train.jobs import make_job
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 HISTORY = [
     {"step": 10, "epoch": 0, "train_loss": 0.61, "auc": 0.70, "logloss": 0.60},
@@ -120,6 +124,13 @@ def server_uri(sqlite_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(scope="session")
+def client(server_uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=server_uri, registry_uri=server_uri)
+
+
+@pytest.fixture(scope="session")
 def tracked_runs(server_uri: str, tmp_path_factory: pytest.TempPathFactory) -> list[RunResult]:
     """Two runs on the click log of unequal quality, recorded at the server."""
     folder = tmp_path_factory.mktemp("tracked")
@@ -136,6 +147,11 @@ def train_twice(dataset: PreparedDataset, folder: Path, uri: str) -> list[RunRes
         job = replace(job, tracking=tracking, embedding=replace(job.embedding, min_rows=20))
         results.append(tracked_train(job))
     return results
+
+
+@pytest.fixture
+def runs(tracked_runs: list[RunResult]) -> list[RunResult]:
+    return tracked_runs
 
 
 def wait_for(uri: str, process: "subprocess.Popen[bytes]", log: Path, seconds: float = 90) -> None:

@@ -6,6 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,17 +18,21 @@ from recsys_compress.compress.size import DATA_TYPE_BITS
 from recsys_compress.compress.storage import StoragePlan
 from recsys_compress.config import EmbeddingConfig, Job, RuleConfig
 from recsys_compress.data.dataset import PreparedDataset
+from recsys_compress.data.prepare import prepare
 from recsys_compress.data.reader import Reader
+from recsys_compress.data.sources.tabular import Tabular
 from recsys_compress.errors import UserError
 from recsys_compress.ranks import Ranks
 from recsys_compress.train import trainer
 from recsys_compress.train.build import EMBEDDINGS, Built, build, logical_tables
 from recsys_compress.train.checkpoint import _Pending
 from recsys_compress.train.events import RunResult
+from recsys_compress.train.handover import check_ids
 from recsys_compress.train.post import compress, load_run, store
 from recsys_compress.train.shard import process_group
 from recsys_compress.train.step import Learner
 from recsys_compress.train.trainer import train
+from tests.serve.clicks import prepared, raw_rows
 from tests.train.jobs import Recorder, assert_same_end, make_job
 
 STEPS = 32  # of an epoch
@@ -291,3 +297,29 @@ def test_training_from_scratch_needs_an_epoch(
 ) -> None:
     with pytest.raises(UserError, match=r"train\.epochs = 0"):
         train(make_job(synthetic_dataset, tmp_path, epochs=0))
+
+
+def test_a_model_of_ranks_is_made_smaller_still(full_run: RunResult, tmp_path: Path) -> None:
+    folder, sizes = full_run.folder, [full_run.bytes["model"]]
+    for budget in ("0.9x", "0.8x"):
+        sets = ["train.epochs=0", f"train.output={tmp_path / budget}"]
+        job, start = compress(folder, "low_rank", budget, sets)
+        result = train(job, start=start)
+        folder = result.folder
+        sizes.append(result.bytes["model"])
+        assert sizes[-1] <= float(budget.rstrip("x")) * sizes[-2]
+
+
+def test_the_same_number_of_other_values_is_told_from_the_own(tmp_path: Path) -> None:
+    one = prepared(tmp_path / "one")
+    rows = raw_rows()
+    rows = rows.set_column(1, "item", pc.binary_replace_slice(rows["item"], 0, 1, "I"))
+    pq.write_table(rows, tmp_path / "one" / "clicks.parquet")
+    schema = str(tmp_path / "one" / "schema.toml")
+    other = prepare(
+        Tabular(path=str(tmp_path / "one" / "clicks.parquet"), schema_file=schema),
+        tmp_path / "other",
+    )
+    check_ids(one, one, tmp_path)
+    with pytest.raises(UserError, match="ids of field 'item' stand for other values"):
+        check_ids(other, one, tmp_path)
