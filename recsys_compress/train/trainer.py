@@ -145,8 +145,7 @@ class Trainer:
             first = Policy.described(self.progress.lowering, where=f"{resume}/checkpoints")
         self._enter(first)
         self.size = self._size(self.phases[-1].policy)
-        name = f"{self.name}-{self.progress.run_id[:8]}"
-        self.folder = resume or Path(job.train.output) / name
+        self.folder = resume or Path(job.train.output) / f"{self.name}-{self.progress.run_id[:8]}"
         self.saver = Saver(
             self.folder / "checkpoints", ranks, background=job.train.background_checkpoints
         )
