@@ -191,17 +191,21 @@ def test_weights_scale_vectors(name: str, optimizer: str) -> None:
     assert torch.allclose(collection(doubled).values(), 2 * collection(batch).values())
 
 
+def with_weights(batch: KeyedJaggedTensor, weights: torch.Tensor) -> KeyedJaggedTensor:
+    return KeyedJaggedTensor(
+        keys=batch.keys(),
+        values=batch.values(),
+        lengths=batch.lengths(),
+        weights=weights,
+        stride=batch.stride(),
+    )
+
+
 @every_method
 def test_weights_of_one_change_nothing(name: str) -> None:
     min_rows = 0 if name in POOLED else 100
     batch = make_batch(16)
-    ones = KeyedJaggedTensor(
-        keys=batch.keys(),
-        values=batch.values(),
-        lengths=batch.lengths(),
-        weights=torch.ones(len(batch.values())),
-        stride=16,
-    )
+    ones = with_weights(batch, torch.ones(len(batch.values())))
     weighted = make(name, min_rows=min_rows, is_weighted=True)(ones)
     assert torch.allclose(weighted.values(), make(name, min_rows=min_rows)(batch).values())
 
@@ -354,13 +358,7 @@ def test_every_knob_is_explained(name: str) -> None:
 @every_method
 def test_weights_count_only_in_collections_that_are_weighted(name: str) -> None:
     batch = make_batch(8)
-    weighted = KeyedJaggedTensor(
-        keys=batch.keys(),
-        values=batch.values(),
-        lengths=batch.lengths(),
-        weights=torch.rand(len(batch.values())),
-        stride=8,
-    )
+    weighted = with_weights(batch, torch.rand(len(batch.values())))
     collection = make(name)
     served = quantize(collection, StoragePlan(types="fp32"))
     for tables in (collection, served):
